@@ -175,7 +175,7 @@ def use_backend(backend: str | Backend) -> Iterator[Backend]:
 
 
 def set_backend(backend: str | Backend | None) -> None:
-    """Choose the backend of new tensors in the whole process; None goes back to the environment's choice.
+    """Choose the backend of new tensors in the whole process; None takes the choice back.
 
     Raises:
         UnknownBackendError: a name that nothing offers.
@@ -263,8 +263,11 @@ def _from_environment() -> Backend:
     """Make the choice that nothing in the program has made, and keep it."""
     global _current, _current_source
     text = env_text(VARIABLE)
-    backend = _named(text or "numpy", VARIABLE + "={}")
-    _current, _current_source = backend, f"{VARIABLE}={text}" if text else "the default"
+    if text is None:
+        backend, source = resolve("numpy"), "default"
+    else:
+        backend, source = _named(text, VARIABLE + "={}"), f"{VARIABLE}={text}"
+    _current, _current_source = backend, source
     return backend
 
 

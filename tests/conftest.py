@@ -1,0 +1,37 @@
+"""Hypothesis profiles, the demand for oracles, and a seal against tests that leak process-wide settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+
+from gradflow.config import env_flag
+
+hypothesis.settings.register_profile("dev", deadline=None, print_blob=True, max_examples=30)
+hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, max_examples=100)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_configure() -> None:
+    """With GRADFLOW_REQUIRE_ORACLES=1 fail at once where tests would skip for want of an oracle."""
+    if env_flag("GRADFLOW_REQUIRE_ORACLES", default=False):
+        for oracle in ("torch", "jax"):
+            try:
+                __import__(oracle)
+            except ImportError as error:
+                raise pytest.UsageError(f"GRADFLOW_REQUIRE_ORACLES is set, but {oracle} is missing: {error}") from error
+
+
+@pytest.fixture(autouse=True)
+def _sealed() -> Iterator[None]:
+    """Fail the test that leaves a process-wide setting changed, not the unlucky one after it."""
+    from gradflow import backend, config
+
+    before = backend._override.get(), backend._current_source, config.get_default_dtype()
+    yield
+    after = backend._override.get(), backend._current_source, config.get_default_dtype()
+    assert after[::2] == before[::2], "the test left the backend or the default dtype changed"
+    assert after[1] != "set_backend()" or before[1] == "set_backend()", "the test left set_backend() in force"
