@@ -33,7 +33,7 @@ VARIABLE = "GRADFLOW_BACKEND"
 _KNOWN: dict[str, str | None] = {"cupy": "cuda12|cuda13", "numba": "numba", "numpy": None}
 
 
-# ------------------------------------------------------------------------------------------- what a plug-in implements
+# -------------------------------------------------------------------------------------------- what a plug-in implements
 class Backend(ABC):
     """One device of one array library, and the functions that compute on its arrays.
 
@@ -121,7 +121,7 @@ class Plugin(ABC):
         """
 
 
-# ---------------------------------------------------------------------------------------------------------- the choice
+# ----------------------------------------------------------------------------------------------------------- the choice
 _override: ContextVar[Backend | None] = ContextVar("gradflow_backend", default=None)
 _current: Backend | None = None  # of set_backend(), or of the environment once that has been read
 _current_source = ""
@@ -328,7 +328,7 @@ def _best() -> Backend:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ plug-ins
+# ------------------------------------------------------------------------------------------------------------- plug-ins
 class _UnusableError(Exception):
     """Why a known or installed backend cannot be used, and the command that mends it."""
 
@@ -391,7 +391,7 @@ def _pip(package: str, extra: str | None) -> str:
     return " or ".join(f'pip install "{package}[{name}]"' for name in extra.split("|"))
 
 
-# ---------------------------------------------------------------------------------------------------------- processors
+# ----------------------------------------------------------------------------------------------------------- processors
 def usable_cpus() -> int:
     """Return how many CPUs this process may use: its affinity mask, capped by its cgroup's quota.
 
