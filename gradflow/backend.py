@@ -187,8 +187,10 @@ def set_backend(backend: str | Backend | None) -> None:
     >>> gf.set_backend(None)
     """
     global _current, _current_source
-    chosen = None if backend is None else resolve(backend)
-    _current, _current_source = chosen, "set_backend()"
+    if backend is None:
+        _current, _current_source = None, ""
+    else:
+        _current, _current_source = resolve(backend), "set_backend()"
 
 
 def get_backend() -> Backend:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from gradflow.config import env_flag
+from gradflow import backend, config
 
 hypothesis.settings.register_profile("dev", deadline=None, print_blob=True, max_examples=30)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, max_examples=100)
@@ -17,7 +17,7 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 def pytest_configure() -> None:
     """With GRADFLOW_REQUIRE_ORACLES=1 fail at once where tests would skip for want of an oracle."""
-    if env_flag("GRADFLOW_REQUIRE_ORACLES", default=False):
+    if config.env_flag("GRADFLOW_REQUIRE_ORACLES", default=False):
         for oracle in ("torch", "jax"):
             try:
                 __import__(oracle)
@@ -28,10 +28,13 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _sealed() -> Iterator[None]:
     """Fail the test that leaves a process-wide setting changed, not the unlucky one after it."""
-    from gradflow import backend, config
-
-    before = backend._override.get(), backend._current_source, config.get_default_dtype()
+    dtype = config.get_default_dtype()
     yield
-    after = backend._override.get(), backend._current_source, config.get_default_dtype()
-    assert after[::2] == before[::2], "the test left the backend or the default dtype changed"
-    assert after[1] != "set_backend()" or before[1] == "set_backend()", "the test left set_backend() in force"
+    left = []
+    if config.get_default_dtype() != dtype:
+        config.set_default_dtype(dtype)
+        left.append("the default dtype changed")
+    if backend._current_source == "set_backend()":
+        backend.set_backend(None)
+        left.append("set_backend() in force")
+    assert not left, f"the test left {' and '.join(left)}"
