@@ -29,7 +29,7 @@ def test_version_stands_in_one_place(project: dict[str, Any]) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", _version.__version__)
     assert "version" not in project["project"]
     assert "version" in project["project"]["dynamic"]
-    stated = re.compile(r"""(?i)\bversion\w*\s*=\s*["']\d+\.\d+""")
+    stated = re.compile(r"""(?i)version\w*\s*=\s*["']\d+\.\d+""")
     sources = [*ROOT.glob("gradflow/**/*.py"), *ROOT.glob("backends/**/*.py")]
     assert [path.name for path in sources if stated.search(path.read_text())] == ["_version.py"]
     assert f"## [{_version.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
@@ -116,7 +116,6 @@ def test_every_module_has_a_floor(project: dict[str, Any]) -> None:
     placed = set(re.findall(r"gradflow\.(\w+)", layers))
     there = {path.stem for path in ROOT.glob("gradflow/*") if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert there - placed == {"__init__", "__main__", "_version"}
-    assert placed <= there, "a floor without a module"
 
 
 def test_plugins_import_only_what_is_theirs_to_see() -> None:
