@@ -121,6 +121,22 @@ class Plugin(ABC):
         """
 
 
+# -------------------------------------------------------------------------------------------------------- index arrays
+ARRAY = "array"
+"""Stands in the static part of an indexing key where an index array belongs."""
+
+
+def filled(key: tuple[Any, ...], indices: tuple[Array, ...]) -> tuple[Any, ...]:
+    """Put the index arrays, which a kernel gets as operands, back into the key it gets as a setting.
+
+    >>> from gradflow.backend import ARRAY, filled
+    >>> filled((slice(None), ARRAY), ([0, 2],))
+    (slice(None, None, None), [0, 2])
+    """
+    found = iter(indices)
+    return tuple(next(found) if isinstance(part, str) else part for part in key)
+
+
 # ----------------------------------------------------------------------------------------------------------- the choice
 _override: ContextVar[Backend | None] = ContextVar("gradflow_backend", default=None)
 _current: Backend | None = None  # of set_backend(), or of the environment once that has been read

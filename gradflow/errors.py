@@ -1,0 +1,66 @@
+"""The exceptions of gradflow, and how their messages are built: the mistake, the reason, the corrected code."""
+
+from __future__ import annotations
+
+
+def explain(mistake: str, reason: str, fix: str) -> str:
+    """Build a message in the order in which a reader needs it.
+
+    >>> print(explain("sum(dim=0) is not a call gradflow knows.", "axes are named as in the array API.", "sum(axis=0)"))
+    sum(dim=0) is not a call gradflow knows.
+      why: axes are named as in the array API.
+      fix: sum(axis=0)
+    """
+    return f"{mistake}\n  why: {reason}\n  fix: {fix}"
+
+
+class GradflowError(Exception):
+    """Base of every error that gradflow raises on purpose."""
+
+
+class ShapeError(GradflowError, ValueError):
+    """Shapes that do not fit together."""
+
+
+class DTypeError(GradflowError, TypeError):
+    """A dtype, or a kind of object, that the operation does not take."""
+
+
+class ArgumentError(GradflowError, ValueError):
+    """A value outside the range that an argument allows."""
+
+
+class IndexRangeError(GradflowError, IndexError):
+    """An index or axis out of bounds."""
+
+
+class GraphError(GradflowError, RuntimeError):
+    """A derivative that the recorded graph cannot give: freed, overwritten, never recorded."""
+
+
+class TracedValueError(GradflowError, TypeError):
+    """A value that is not known while a step is being traced was asked for."""
+
+
+class StateDictError(GradflowError, ValueError):
+    """A state dict that does not match its model; nothing was loaded."""
+
+
+class DataError(GradflowError, OSError):
+    """A data set that can be neither found nor fetched, or whose checksum is wrong."""
+
+
+class BackendMismatchError(GradflowError, TypeError):
+    """Operands that live on different backends."""
+
+
+class UnknownBackendError(GradflowError, ValueError):
+    """A backend name that nothing offers."""
+
+
+class BackendUnavailableError(GradflowError, ImportError):
+    """A known backend that cannot be used on this machine."""
+
+
+class MissingDependencyError(GradflowError, ImportError):
+    """An optional package that the called function needs."""

@@ -1,0 +1,386 @@
+"""Making tensors from data, and moving them between backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradflow import tensor as core
+from gradflow.backend import Backend, resolve
+from gradflow.config import get_default_dtype
+from gradflow.errors import ArgumentError, DTypeError, GraphError, explain
+from gradflow.primitive import namespace
+from gradflow.tensor import OPS, Operand, Parameter, Tensor, wrap
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name)
+    for name in "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float32 float64".split()
+}
+
+
+def check_dtype(dtype: Any) -> np.dtype[Any]:
+    """The dtype as gradflow's own object.
+
+    Raises:
+        DTypeError: a dtype outside bool, int8…int64, uint8…uint64, float32, float64.
+
+    >>> from gradflow.ops.creation import check_dtype
+    >>> check_dtype("float32") is gf.float32
+    True
+    """
+    if type(dtype) is np.dtype and dtype.isnative and dtype.name in DTYPES:
+        return DTYPES[dtype.name]
+    try:
+        found = DTYPES.get(np.dtype(dtype).name) if dtype is not None else None
+    except TypeError:
+        found = None
+    if found is None:
+        raise DTypeError(
+            explain(f"{dtype!r} is not a dtype of gradflow.", f"it has {', '.join(DTYPES)}.", "dtype=gf.float32")
+        )
+    return found
+
+
+def _dtype_of(data: Any) -> np.dtype[Any] | None:
+    """The dtype of array data, checked; None where Python numbers decide."""
+    dtype = getattr(data, "dtype", None)
+    if not isinstance(dtype, np.dtype):
+        return None
+    if not dtype.isnative and dtype.newbyteorder("=").name in DTYPES:
+        return DTYPES[dtype.newbyteorder("=").name]
+    if dtype.name not in DTYPES:
+        raise DTypeError(
+            explain(
+                f"data of dtype {dtype}.",
+                f"gradflow has {', '.join(DTYPES)}.",
+                "gf.tensor(data.astype(np.float32))",
+            )
+        )
+    return dtype
+
+
+def _python_data(data: Any) -> np.ndarray:
+    """Numbers and nested sequences, which may hold Tensors and arrays, as one array: floats take the default dtype."""
+    try:
+        array = np.array(_plain(data))
+    except ValueError as error:
+        raise ArgumentError(
+            explain(f"the data are ragged: {error}.", "every row must have the same length.", "gf.tensor([[1, 2], [3, 4]])")
+        ) from error
+    if array.dtype.kind == "f" and not _holds_arrays(data):
+        array = array.astype(get_default_dtype())
+    elif array.size == 0 and array.dtype == np.float64:
+        array = array.astype(get_default_dtype())
+    if array.dtype.name not in DTYPES:
+        raise DTypeError(
+            explain(
+                f"data of type {type(data).__name__} became an array of {array.dtype}.",
+                "a tensor holds booleans, integers or floating-point numbers.",
+                "gf.tensor([1.0, 2.0])",
+            )
+        )
+    return array
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, Tensor):
+        return data.numpy()
+    return [_plain(item) for item in data] if isinstance(data, list | tuple) else data
+
+
+def _holds_arrays(data: Any) -> bool:
+    if isinstance(data, list | tuple):
+        return any(_holds_arrays(item) for item in data)
+    return isinstance(data, Tensor | np.ndarray | np.floating)
+
+
+def make_tensor(
+    data: Any,
+    *,
+    dtype: Any = None,
+    backend: str | Backend | None = None,
+    copy: bool | None = True,
+) -> Tensor:
+    """A Tensor outside the graph from anything that holds numbers (the engine's entry; see `tensor`, `asarray`)."""
+    wanted = None if dtype is None else check_dtype(dtype)
+    if isinstance(data, Tensor):
+        data._read("the data of a new tensor")
+        if backend is None:
+            backend = data.backend
+        xp = namespace(backend)
+        raw = data._data if xp is data._xp else data.backend.to_numpy(data._data)
+        return wrap(xp.as_array(raw, wanted, copy), xp)
+    xp = namespace(backend)
+    if not hasattr(data, "dtype") and (hasattr(data, "__array__") or hasattr(data, "__buffer__")):
+        data = np.asarray(data)
+    own = _dtype_of(data)
+    if own is None and hasattr(data, "__array__"):  # another library's array, such as PyTorch's
+        data = np.asarray(data)
+        own = _dtype_of(data)
+    if own is None:
+        if copy is False:
+            raise ArgumentError(
+                explain(
+                    f"copy=False for data of type {type(data).__name__}.",
+                    "numbers in Python objects have no memory to share.",
+                    "gf.asarray(numpy_array, copy=False)",
+                )
+            )
+        data = _python_data(data)
+    return wrap(xp.as_array(data, wanted if wanted is not None else own, copy), xp)
+
+
+def tensor(
+    data: Any, *, dtype: Any = None, backend: str | Backend | None = None, requires_grad: bool = False
+) -> Tensor:
+    """Make a leaf tensor from a copy of the data.
+
+    Args:
+        data: numbers, nested lists, NumPy arrays, tensors, or any object with `__array__`.
+        dtype: by default that of array data; float32 for Python floats, int64 for integers, bool for booleans.
+        backend: name or Backend; by default the chosen one (`use_backend`, `set_backend`, GRADFLOW_BACKEND).
+        requires_grad: whether derivatives with respect to it will be wanted.
+
+    Raises:
+        DTypeError: data or dtype that gradflow does not have, or requires_grad for integers.
+        ArgumentError: ragged lists.
+
+    >>> gf.tensor([[1.0, 2.0], [3.0, 4.0]])
+    tensor([[1., 2.],
+            [3., 4.]])
+    """
+    made = make_tensor(data, dtype=dtype, backend=backend)
+    return made.requires_grad_() if requires_grad else made
+
+
+def asarray(
+    obj: Any, /, *, dtype: Any = None, device: Any = None, backend: str | Backend | None = None, copy: bool | None = None
+) -> Tensor:
+    """Make a tensor that shares memory with `obj` where it can.
+
+    With `copy=None` a NumPy array of the wanted dtype is shared: what is written into the array changes the tensor,
+    and gradflow cannot see it. `copy=True` never shares, `copy=False` raises where sharing is impossible. A Tensor
+    of the right dtype and backend is returned as it is.
+
+    Raises:
+        ArgumentError: copy=False for data that must be copied.
+        DTypeError: data or dtype that gradflow does not have.
+
+    >>> gf.asarray(np.arange(3))
+    tensor([0, 1, 2])
+    """
+    where = resolve(backend) if backend is not None else None
+    if device is not None and device not in ("cpu", None) and where is None:
+        where = resolve(device)
+    if isinstance(obj, Tensor) and not copy and where in (None, obj.backend):
+        if dtype is None or check_dtype(dtype) == obj.dtype:
+            return obj
+        if copy is None:
+            return core.cast(Tensor, OPS.astype(obj, dtype=check_dtype(dtype)))
+    try:
+        return make_tensor(obj, dtype=dtype, backend=where, copy=copy)
+    except ValueError as error:
+        if copy is not False or isinstance(error, ArgumentError):
+            raise
+        raise ArgumentError(explain("copy=False, but the data must be copied.", str(error), "copy=None")) from error
+
+
+def as_tensor(x: Operand) -> Tensor:
+    """The operand of a function as a Tensor: tensors as they are, NumPy arrays shared, numbers by the default dtype."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, list | tuple) or x is None:
+        raise DTypeError(
+            explain(
+                f"an operand of type {type(x).__name__}.",
+                "operands are tensors, NumPy arrays and numbers.",
+                f"gf.tensor({x!r})" if x is not None else "gf.tensor(0.0)",
+            )
+        )
+    return make_tensor(x, copy=None)
+
+
+def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> Tensor:
+    """Share the memory of another library's array through the DLPack protocol.
+
+    Source: Python array API standard 2024.12, `from_dlpack`.
+
+    >>> gf.from_dlpack(np.arange(3.0))
+    tensor([0., 1., 2.], dtype=float64)
+    """
+    return asarray(np.from_dlpack(x, device=device, copy=copy))
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    try:
+        return (int(shape.__index__()),) if hasattr(shape, "__index__") else tuple(int(n.__index__()) for n in shape)
+    except (TypeError, AttributeError) as error:
+        raise DTypeError(
+            explain(f"{shape!r} is not a shape.", "a shape is an integer or a tuple of integers.", "gf.zeros((2, 3))")
+        ) from error
+
+
+def full(
+    shape: Any,
+    fill_value: float,
+    *,
+    dtype: Any = None,
+    backend: str | Backend | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """A tensor filled with one value; its dtype follows the value's kind.
+
+    >>> gf.full((2,), 3.0)
+    tensor([3., 3.])
+    """
+    value = fill_value.item() if isinstance(fill_value, Tensor | np.generic) else fill_value
+    if dtype is None:
+        dtype = get_default_dtype() if isinstance(value, float) else np.asarray(value).dtype
+    return tensor(np.full(_shape(shape), value, check_dtype(dtype)), backend=backend, requires_grad=requires_grad)
+
+
+def zeros(
+    shape: Any, *, dtype: Any = None, backend: str | Backend | None = None, requires_grad: bool = False
+) -> Tensor:
+    """A tensor of zeros.
+
+    >>> gf.zeros(3)
+    tensor([0., 0., 0.])
+    """
+    return full(shape, 0.0, dtype=dtype, backend=backend, requires_grad=requires_grad)
+
+
+def ones(
+    shape: Any, *, dtype: Any = None, backend: str | Backend | None = None, requires_grad: bool = False
+) -> Tensor:
+    """A tensor of ones.
+
+    >>> gf.ones((1, 2))
+    tensor([[1., 1.]])
+    """
+    return full(shape, 1.0, dtype=dtype, backend=backend, requires_grad=requires_grad)
+
+
+def full_like(x: Operand, /, fill_value: float, *, dtype: Any = None) -> Tensor:
+    """A tensor of x's shape, dtype and backend filled with one value.
+
+    >>> gf.full_like(gf.tensor([1.0, 2.0]), 7)
+    tensor([7., 7.])
+    """
+    x = as_tensor(x)
+    return full(x.shape, fill_value, dtype=x.dtype if dtype is None else dtype, backend=x.backend)
+
+
+def zeros_like(x: Operand, /, *, dtype: Any = None) -> Tensor:
+    """Zeros of x's shape, dtype and backend.
+
+    >>> gf.zeros_like(gf.tensor([1, 2]))
+    tensor([0, 0])
+    """
+    return full_like(x, 0, dtype=dtype)
+
+
+def ones_like(x: Operand, /, *, dtype: Any = None) -> Tensor:
+    """Ones of x's shape, dtype and backend.
+
+    >>> gf.ones_like(gf.tensor([1, 2]))
+    tensor([1, 1])
+    """
+    return full_like(x, 1, dtype=dtype)
+
+
+def arange(
+    start: float,
+    /,
+    stop: float | None = None,
+    step: float = 1,
+    *,
+    dtype: Any = None,
+    backend: str | Backend | None = None,
+) -> Tensor:
+    """Evenly spaced values in [start, stop); with one argument, in [0, start).
+
+    >>> gf.arange(3)
+    tensor([0, 1, 2])
+    """
+    if step == 0:
+        raise ArgumentError(explain("arange with step 0.", "it would never arrive.", "gf.arange(0, 10, 1)"))
+    first, last = (0, start) if stop is None else (start, stop)
+    if dtype is None and any(isinstance(v, float) for v in (first, last, step)):
+        dtype = get_default_dtype()
+    values = np.arange(first, last, step, dtype=None if dtype is None else check_dtype(dtype))
+    return tensor(values, backend=backend)
+
+
+def linspace(
+    start: float,
+    stop: float,
+    /,
+    num: int,
+    *,
+    dtype: Any = None,
+    endpoint: bool = True,
+    backend: str | Backend | None = None,
+) -> Tensor:
+    """`num` evenly spaced values from start to stop.
+
+    >>> gf.linspace(0, 1, 3)
+    tensor([0. , 0.5, 1. ])
+    """
+    values = np.linspace(start, stop, num, endpoint=endpoint)
+    return tensor(values, dtype=get_default_dtype() if dtype is None else dtype, backend=backend)
+
+
+def eye(
+    n_rows: int,
+    n_cols: int | None = None,
+    /,
+    *,
+    k: int = 0,
+    dtype: Any = None,
+    backend: str | Backend | None = None,
+) -> Tensor:
+    """Ones on the k-th diagonal, zeros elsewhere.
+
+    >>> gf.eye(2)
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    return tensor(np.eye(n_rows, n_cols, k, dtype=get_default_dtype() if dtype is None else check_dtype(dtype)), backend=backend)
+
+
+def to(t: Tensor, target: Any, /) -> Tensor:
+    """The tensor on another backend, or in another dtype.
+
+    Moving is not recorded: move data and parameters before computing with them.
+
+    Raises:
+        GraphError: a tensor that an operation made, or a parameter, was to be moved while recording.
+
+    >>> gf.tensor([1, 2]).to(gf.float64).dtype
+    dtype('float64')
+    """
+    if not isinstance(target, str | Backend) or target in DTYPES:
+        from gradflow.ops.shaping import astype
+
+        return astype(t, target, copy=False)
+    backend = resolve(target)
+    if backend is t.backend:
+        return t
+    if t.requires_grad:
+        raise GraphError(
+            explain(
+                f"a tensor that requires grad was to be moved to {backend.name}.",
+                "no derivative crosses backends.",
+                f"t.detach().to({backend.name!r}).requires_grad_(), or model.to({backend.name!r})",
+            )
+        )
+    return make_tensor(t, backend=backend, copy=None)
+
+
+OPS.make_tensor = make_tensor
+__all__ = [
+    "DTYPES", "Parameter", "arange", "asarray", "eye", "from_dlpack", "full", "full_like", "linspace", "ones",
+    "ones_like", "tensor", "to", "zeros", "zeros_like",
+]  # fmt: skip

@@ -1,0 +1,297 @@
+"""Indexing as in NumPy: basic keys give views, integer and boolean arrays gather; assignment in place or recorded.
+
+A key is split into a static part, written into the graph, and its index arrays, which are operands like any other:
+a traced step may compute them. `ARRAY` stands in the static part where an index array belongs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradflow.backend import ARRAY
+from gradflow.errors import DTypeError, GraphError, IndexRangeError, ShapeError, explain
+from gradflow.mode import get_mode
+from gradflow.ops.axes import canonical_axis
+from gradflow.ops.creation import as_tensor, make_tensor
+from gradflow.primitive import defvjp, primitive
+from gradflow.tape import Leaf
+from gradflow.tensor import OPS, Operand, Tensor
+
+Key = tuple[Any, ...]
+
+
+# ---------------------------------------------------------------- primitives
+@primitive("any")
+def basic_index(x: Tensor, /, *, key: Key) -> Tensor:
+    """x[key] for a key of integers, slices, None and Ellipsis."""
+    ...
+
+
+@primitive("any")
+def unindex(x: Tensor, /, *, shape: tuple[int, ...], key: Key) -> Tensor:
+    """Zeros of a shape with x at a basic key."""
+    ...
+
+
+@primitive("any")
+def gather(x: Tensor, /, *indices: Tensor, key: Key) -> Tensor:
+    """x[key] for a key with index arrays."""
+    ...
+
+
+@primitive("any")
+def scatter_add(x: Tensor, /, *indices: Tensor, shape: tuple[int, ...], key: Key) -> Tensor:
+    """Zeros of a shape with x added at a key with index arrays, repeated indices adding up."""
+    ...
+
+
+@primitive("any")
+def index_update(x: Tensor, value: Tensor, /, *indices: Tensor, key: Key) -> Tensor:
+    """A copy of x with value at key; of repeated indices the last wins."""
+    ...
+
+
+@primitive("any", nondifferentiable=True)
+def nonzero_index(x: Tensor, /, *, axis: int) -> Tensor:
+    """The indices along one axis of the elements of x that are true, in row-major order (its shape depends on x)."""
+    ...
+
+
+@primitive("any", nondifferentiable=True)
+def lasting(*indices: Tensor, shape: tuple[int, ...], key: Key) -> Tensor:
+    """For every position that a key selects, whether it is the last one to write its element."""
+    ...
+
+
+@primitive("any", writes=1)
+def assign(x: Tensor, value: Tensor, /) -> None:
+    """Write value over all of x, in place."""
+
+
+@primitive("any", writes=1)
+def assign_index(x: Tensor, value: Tensor, /, *indices: Tensor, key: Key) -> None:
+    """Write value into x[key], in place."""
+
+
+def _vjp_update_value(xp: Any, g: Any, indices: tuple[Any, ...], x_shape: tuple[int, ...], key: Key) -> Any:
+    if not indices:
+        return xp.basic_index(g, key=key)
+    return xp.gather(g, *indices, key=key) * xp.lasting(*indices, shape=x_shape, key=key)
+
+
+defvjp(basic_index, x=lambda xp, g, x_shape, key: xp.unindex(g, shape=x_shape, key=key))
+defvjp(unindex, x=lambda xp, g, key: xp.basic_index(g, key=key))
+defvjp(gather, x=lambda xp, g, indices, x_shape, key: xp.scatter_add(g, *indices, shape=x_shape, key=key))
+defvjp(scatter_add, x=lambda xp, g, indices, key: xp.gather(g, *indices, key=key))
+defvjp(
+    index_update,
+    x=lambda xp, g, indices, key: xp.index_update(g, 0.0, *indices, key=key),
+    value=_vjp_update_value,
+)
+
+
+# ---------------------------------------------------------------- keys
+def split(x: Tensor, key: Any) -> tuple[Key, tuple[Tensor, ...]]:
+    """A key as users write it, as its static part and its index arrays.
+
+    Raises:
+        DTypeError: a part that is no integer, slice, None, Ellipsis, or array of integers or booleans.
+        IndexRangeError: too many indices, or a boolean array whose shape does not match.
+    """
+    static: list[Any] = []
+    arrays: list[Tensor] = []
+    used = 0
+    for part in key if isinstance(key, tuple) else (key,):
+        if part is None or part is Ellipsis:
+            static.append(part)
+        elif isinstance(part, slice):
+            static.append(slice(*(None if v is None else _integer(v) for v in (part.start, part.stop, part.step))))
+            used += 1
+        elif isinstance(part, int | np.integer) and not isinstance(part, bool):
+            static.append(int(part))
+            used += 1
+        else:
+            index = _index_array(part, x)
+            if index.dtype.kind == "b":
+                expected = x.shape[used : used + index.ndim] if Ellipsis not in static else index.shape
+                if index.ndim == 0 or expected != index.shape:
+                    raise IndexRangeError(
+                        explain(
+                            f"a boolean index of shape {index.shape} for a tensor of shape {x.shape}.",
+                            "a mask has the lengths of the axes it selects from.",
+                            "x[mask] with mask = x > 0",
+                        )
+                    )
+                arrays += [nonzero_index(index, axis=axis) for axis in range(index.ndim)]
+                static += [ARRAY] * index.ndim
+                used += index.ndim
+            else:
+                arrays.append(index)
+                static.append(ARRAY)
+                used += 1
+    if used > x.ndim:
+        raise IndexRangeError(
+            explain(f"{used} indices for a tensor of shape {x.shape}.", f"it has {x.ndim} axes.", "x[0], or x[..., 0]")
+        )
+    return tuple(static), tuple(arrays)
+
+
+def _integer(value: Any) -> int:
+    try:
+        return int(value.__index__())
+    except AttributeError as error:
+        raise DTypeError(
+            explain(f"a slice with {value!r}.", "bounds and step of a slice are integers.", "x[0:10]")
+        ) from error
+
+
+def _index_array(part: Any, x: Tensor) -> Tensor:
+    if isinstance(part, list) and not part:
+        part = np.empty(0, np.int64)
+    if not isinstance(part, Tensor | np.ndarray | list | bool | np.bool_):
+        raise DTypeError(
+            explain(
+                f"an index of type {type(part).__name__}.",
+                "an index is an integer, a slice, None, ..., or an array of integers or booleans.",
+                "x[0], x[1:3], x[[0, 2]], x[x > 0]",
+            )
+        )
+    index = part if isinstance(part, Tensor) else make_tensor(part, backend=x.backend, copy=None)
+    if index.dtype.kind not in "biu":
+        raise DTypeError(
+            explain(f"an index of dtype {index.dtype}.", "an index array holds integers or booleans.", "i.astype(gf.int64)")
+        )
+    return index
+
+
+# ---------------------------------------------------------------- public behaviour: t[key], t[key] = value, t += value
+def getitem(x: Tensor, key: Any) -> Tensor:
+    """t[key]: a view for a basic key, gathered elements for index arrays.
+
+    >>> t = gf.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> t[:, 0], t[[1, 1]].shape, t[t > 1.5]
+    (tensor([1., 3.]), (2, 2), tensor([2., 3., 4.]))
+    """
+    static, arrays = split(x, key)
+    return gather(x, *arrays, key=static) if arrays else basic_index(x, key=static)
+
+
+def setitem(x: Tensor, key: Any, value: Operand) -> None:
+    """t[key] = value: in place, and recorded where a derivative is wanted.
+
+    A tensor with history, or that is given a value with history, takes new memory, so that what the graph saved
+    stays whole; any other is written where it lies and counts a new version.
+
+    Raises:
+        GraphError: a leaf that requires grad, outside no_grad.
+        DTypeError: a floating-point value for a tensor of integers.
+        ShapeError: a value that does not broadcast to the selection.
+    """
+    value = _fit_value(x, value)
+    refuse_write_to_leaf(x, "t[...] = value")
+    static, arrays = split(x, key)
+    if get_mode().recording and (x._node is not None or value._node is not None):
+        _rebind(x, index_update(x, value, *arrays, key=static))
+    elif static == (Ellipsis,) and value.shape == x.shape:
+        assign(x, value)
+    else:
+        _write("t[...] = value", x, value, lambda: assign_index(x, value, *arrays, key=static))
+
+
+def _fit_value(x: Tensor, value: Operand) -> Tensor:
+    value = as_tensor(value) if not isinstance(value, list | tuple) else make_tensor(value, backend=x.backend)
+    if value.dtype.kind == "f" and x.dtype.kind != "f":
+        raise DTypeError(
+            explain(
+                f"a {value.dtype} value for a tensor of {x.dtype}.",
+                "integers and booleans cannot hold it.",
+                "t = t.astype(gf.float32), or value.astype(t.dtype)",
+            )
+        )
+    return value if value.dtype == x.dtype else OPS.astype(value, dtype=x.dtype)  # type: ignore[no-any-return]
+
+
+def refuse_write_to_leaf(x: Tensor, what: str) -> None:
+    """Raise for an in-place write to a leaf that requires grad while recording."""
+    if type(x._node) is Leaf and get_mode().recording:
+        raise GraphError(
+            explain(
+                f"{what} on a leaf that requires grad.",
+                "its gradient would be taken at values that are no longer there.",
+                f"with gf.no_grad(): {what}",
+            )
+        )
+
+
+def _rebind(x: Tensor, new: Tensor) -> None:
+    x._data, x._node = new._data, new._node
+
+
+def _write(what: str, x: Tensor, value: Tensor, write: Any) -> None:
+    try:
+        write()
+    except ValueError as error:
+        raise ShapeError(
+            explain(f"{what}: a value of shape {value.shape} into a tensor of shape {x.shape}.", f"{error}.", "t[...] = 0.0")
+        ) from error
+
+
+def inplace(x: Tensor, what: str, new: Tensor) -> Tensor:
+    """The end of `t += value` and its like: write the new values, recorded where a derivative is wanted."""
+    refuse_write_to_leaf(x, what)
+    if new.shape != x.shape:
+        raise ShapeError(
+            explain(
+                f"{what}: the result has shape {new.shape}, the tensor {x.shape}.",
+                "a tensor cannot grow in place.",
+                f"t = t {what[2]} value",
+            )
+        )
+    new = _fit_value(x, new)
+    if get_mode().recording and new._node is not None:
+        _rebind(x, new)
+    else:
+        assign(x, new)
+    return x
+
+
+# ---------------------------------------------------------------- selecting by integers, as the array API names it
+def take(x: Operand, indices: Operand, /, *, axis: int | None = None) -> Tensor:
+    """Elements along an axis, x[…, indices, …], for 1-D integer indices.
+
+    >>> gf.take(gf.tensor([[1.0, 2.0], [3.0, 4.0]]), gf.tensor([1]), axis=1)
+    tensor([[2.],
+            [4.]])
+    """
+    x = as_tensor(x)
+    at = canonical_axis("take", 0 if axis is None else axis, x.ndim)
+    return getitem(x, (*(slice(None),) * at, as_tensor(indices)))
+
+
+def take_along_axis(x: Operand, indices: Operand, /, *, axis: int = -1) -> Tensor:
+    """For each position, the element of x whose index along the axis `indices` gives.
+
+    >>> gf.take_along_axis(gf.tensor([[1.0, 2.0], [3.0, 4.0]]), gf.tensor([[1], [0]]), axis=1)
+    tensor([[2.],
+            [3.]])
+    """
+    x, index = as_tensor(x), as_tensor(indices)
+    at = canonical_axis("take_along_axis", axis, x.ndim)
+    if index.ndim != x.ndim:
+        raise ShapeError(
+            explain(
+                f"take_along_axis of shapes {x.shape} and {index.shape}.",
+                "indices have as many axes as x.",
+                f"gf.expand_dims(indices, axis={axis})",
+            )
+        )
+    key: list[Any] = []
+    for i, n in enumerate(x.shape):
+        along = np.arange(n).reshape([-1 if j == i else 1 for j in range(x.ndim)])
+        key.append(index if i == at else make_tensor(along, backend=x.backend))
+    return getitem(x, tuple(key))
+
+
+__all__ = ["getitem", "setitem", "take", "take_along_axis"]

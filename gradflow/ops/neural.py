@@ -1,0 +1,419 @@
+"""Fused operations of neural networks: linear maps, softmax, and the losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
+from gradflow.ops import reduction
+from gradflow.ops.axes import canonical_axes, canonical_axis, kept_shape, refuse
+from gradflow.ops.creation import as_tensor
+from gradflow.ops.elementwise import where
+from gradflow.ops.linalg import matmul, matrix_transpose
+from gradflow.ops.reduction import Axes
+from gradflow.ops.shaping import astype, expand_dims, moveaxis, reshape
+from gradflow.primitive import defimpl, defvjp, primitive
+from gradflow.tensor import OPS, Operand, Tensor
+
+
+# ---------------------------------------------------------------- linear
+@primitive("numeric", name="linear")
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, /) -> Tensor: ...
+
+
+def _rows(xp: Any, x: Any) -> Any:
+    """All axes but the last as one."""
+    return x if len(x.shape) == 2 else xp.reshape(x, shape=(-1 if x.shape[-1] else 0, x.shape[-1]))
+
+
+defimpl(_linear, lambda xp, x, weight, bias: xp.matmul(x, xp.matrix_transpose(weight)) + bias)
+defvjp(
+    _linear,
+    x=lambda xp, g, weight: xp.matmul(g, weight),
+    weight=lambda xp, g, x: xp.matmul(xp.matrix_transpose(_rows(xp, g)), _rows(xp, x)),
+    bias=lambda xp, g: g,
+)
+
+
+def linear(x: Operand, weight: Operand, bias: Operand | None = None, /) -> Tensor:
+    """Affine map of the last axis, y = x Wᵀ + b.
+
+    Args:
+        x: shape (…, in).
+        weight: shape (out, in).
+        bias: shape (out,), or None.
+
+    Raises:
+        ShapeError: the last axis of x is not `in`, or the bias is not (out,).
+
+    >>> gf.linear(gf.tensor([[1.0, 2.0]]), gf.tensor([[3.0, 4.0]]), gf.tensor([0.5]))
+    tensor([[11.5]])
+    """
+    try:
+        xs, ws = x._data.shape, weight._data.shape  # type: ignore[union-attr]
+        if bias is not None and len(xs) > 1 and xs[-1] == ws[1] and bias._data.shape == ws[:1] and len(ws) == 2:  # type: ignore[union-attr]
+            return _linear(x, weight, bias)  # type: ignore[arg-type]
+    except (AttributeError, IndexError):
+        pass
+    x, weight = as_tensor(x), as_tensor(weight)
+    bias = None if bias is None else as_tensor(bias)
+    _check_linear(x.shape, weight.shape, None if bias is None else bias.shape)
+    if bias is None:
+        return matmul(x, matrix_transpose(weight))
+    if x.ndim == 1:
+        return reshape(_linear(expand_dims(x, axis=0), weight, bias), weight.shape[:1])
+    return _linear(x, weight, bias)
+
+
+def _check_linear(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
+    if len(weight) != 2:
+        raise ShapeError(
+            explain(f"linear with a weight of shape {weight}.", "a weight has shape (out, in).", "weight.reshape(out, in)")
+        )
+    if not x or x[-1] != weight[1]:
+        raise ShapeError(
+            explain(
+                f"linear got input of shape {x}: its last axis must be {weight[1]}.",
+                f"a weight of shape {weight} maps {weight[1]} features to {weight[0]}.",
+                f"x.reshape(-1, {weight[1]}), or a weight of shape ({weight[0]}, {x[-1] if x else 1})",
+            )
+        )
+    if bias is not None and bias != weight[:1]:
+        raise ShapeError(
+            explain(
+                f"linear with a bias of shape {bias}.",
+                f"a weight of shape {weight} needs a bias of shape {weight[:1]}.",
+                f"bias.reshape({weight[0]})",
+            )
+        )
+
+
+# ---------------------------------------------------------------- softmax
+@primitive("float", name="softmax")
+def _softmax(x: Tensor, /, *, axis: int) -> Tensor: ...
+
+
+@primitive("float", name="log_softmax")
+def _log_softmax(x: Tensor, /, *, axis: int) -> Tensor: ...
+
+
+@primitive("float", name="logsumexp")
+def _logsumexp(x: Tensor, /, *, axis: tuple[int, ...], keepdims: bool) -> Tensor: ...
+
+
+def _peak(xp: Any, x: Any, axis: tuple[int, ...]) -> Any:
+    """The largest value, or 0 where that is infinite, so that subtracting it gives no NaN."""
+    top = xp.max(x, axis=axis, keepdims=True)
+    return xp.where(xp.isfinite(top), top, 0.0)
+
+
+def _impl_softmax(xp: Any, x: Any, *, axis: int) -> Any:
+    e = xp.exp(x - _peak(xp, x, (axis,)))
+    return e / xp.sum(e, axis=(axis,), keepdims=True)
+
+
+def _impl_logsumexp(xp: Any, x: Any, *, axis: tuple[int, ...], keepdims: bool) -> Any:
+    top = _peak(xp, x, axis)
+    out = xp.log(xp.sum(xp.exp(x - top), axis=axis, keepdims=True)) + top
+    return out if keepdims else xp.reshape(out, shape=tuple(n for i, n in enumerate(x.shape) if i not in axis))
+
+
+def _vjp_logsumexp(xp: Any, g: Any, x: Any, out: Any, axis: tuple[int, ...]) -> Any:
+    kept = kept_shape(x.shape, axis)
+    total = xp.reshape(out, shape=kept)
+    return xp.reshape(g, shape=kept) * xp.exp(x - xp.where(total == -float("inf"), 0.0, total))
+
+
+defimpl(_softmax, _impl_softmax)
+defimpl(_log_softmax, lambda xp, x, *, axis: x - xp.logsumexp(x, axis=(axis,), keepdims=True))
+defimpl(_logsumexp, _impl_logsumexp)
+defvjp(_softmax, x=lambda xp, g, out, axis: out * (g - xp.sum(g * out, axis=(axis,), keepdims=True)))
+defvjp(_log_softmax, x=lambda xp, g, out, axis: g - xp.exp(out) * xp.sum(g, axis=(axis,), keepdims=True))
+defvjp(_logsumexp, x=_vjp_logsumexp)
+
+
+def softmax(x: Operand, /, *, axis: int = -1, **wrong: object) -> Tensor:
+    """Softmax pₖ = exp(xₖ) / Σⱼ exp(xⱼ) along an axis, exact to rounding for any x.
+
+    >>> gf.softmax(gf.tensor([0.0, 0.0]))
+    tensor([0.5, 0.5])
+    """
+    if wrong:
+        refuse("softmax", wrong)
+    x = as_tensor(x)
+    return _softmax(x, axis=canonical_axis("softmax", axis, x.ndim))
+
+
+def log_softmax(x: Operand, /, *, axis: int = -1, **wrong: object) -> Tensor:
+    """Logarithm of the softmax, xₖ − ln Σⱼ exp(xⱼ), along an axis, exact to rounding for any x.
+
+    >>> gf.log_softmax(gf.tensor([0.0, 1e4]))
+    tensor([-10000.,      0.])
+    """
+    if wrong:
+        refuse("log_softmax", wrong)
+    x = as_tensor(x)
+    return _log_softmax(x, axis=canonical_axis("log_softmax", axis, x.ndim))
+
+
+def logsumexp(x: Operand, /, *, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
+    """ln Σ exp(xᵢ) over axes, exact to rounding for any x; −∞ where every x is −∞.
+
+    >>> gf.logsumexp(gf.tensor([1e4, 1e4]))
+    tensor(10000.693)
+    """
+    if wrong:
+        refuse("logsumexp", wrong)
+    x = as_tensor(x)
+    return _logsumexp(x, axis=canonical_axes("logsumexp", axis, x.ndim), keepdims=bool(keepdims))
+
+
+# ---------------------------------------------------------------- losses
+@primitive("float", promote=("logits",), residual=True)
+def softmax_cross_entropy(logits: Tensor, labels: Tensor, /, *, ignore_index: int) -> Tensor:
+    """Mean of −ln softmax(logits)[label] over the rows of logits (n, classes) whose integer label (n,) counts."""
+    ...
+
+
+@primitive("any", nondifferentiable=True)
+def one_hot(labels: Operand, /, *, classes: int, dtype: Any) -> Tensor:
+    """1 at each label, 0 elsewhere, along a new last axis of length `classes`; a label outside 0…classes−1 raises."""
+    ...
+
+
+@primitive("float")
+def binary_cross_entropy_terms(logits: Tensor, target: Tensor, /) -> Tensor:
+    """−t ln σ(x) − (1 − t) ln(1 − σ(x)), element by element, exact to rounding for any x."""
+    ...
+
+
+@primitive("float", residual=True)
+def mean_squared_error(x: Tensor, target: Tensor, /) -> Tensor:
+    """Mean of (x − target)² over all elements; the shapes are equal."""
+    ...
+
+
+def _impl_bce(xp: Any, x: Any, t: Any) -> Any:
+    """Every term is ≥ 0, so nothing cancels; a factor of exactly 0 silences an infinite term."""
+    tail = xp.softplus(-xp.abs(x))
+    wrong = xp.where(t == 0, 0.0, t * xp.maximum(-x, 0.0)) + xp.where(t == 1, 0.0, (1 - t) * xp.maximum(x, 0.0))
+    return tail + wrong
+
+
+def _counted(xp: Any, labels: Any, ignore_index: int, dtype: Any) -> tuple[Any, Any, Any]:
+    """The labels with ignored ones as 0, a column of 1 where a row counts, and the number of rows that count."""
+    counts = labels != ignore_index
+    share = xp.reshape(xp.astype(counts, dtype=dtype), shape=(labels.shape[0], 1))
+    return xp.where(counts, labels, 0), share, xp.sum(share, axis=(0, 1), keepdims=False)
+
+
+def _impl_cross_entropy(xp: Any, logits: Any, labels: Any, *, ignore_index: int) -> Any:
+    safe, share, number = _counted(xp, labels, ignore_index, logits.dtype)
+    picked = xp.one_hot(safe, classes=logits.shape[1], dtype=logits.dtype) * share != 0
+    return -xp.sum(xp.where(picked, xp.log_softmax(logits, axis=1), 0.0), axis=(0, 1), keepdims=False) / number
+
+
+def _vjp_cross_entropy(xp: Any, g: Any, logits: Any, labels: Any, ignore_index: int) -> Any:
+    safe, share, number = _counted(xp, labels, ignore_index, logits.dtype)
+    missed = xp.softmax(logits, axis=1) - xp.one_hot(safe, classes=logits.shape[1], dtype=logits.dtype)
+    return missed * (share * (g / number))
+
+
+defimpl(softmax_cross_entropy, _impl_cross_entropy)
+defimpl(binary_cross_entropy_terms, _impl_bce)
+defimpl(mean_squared_error, lambda xp, x, target: xp.mean(xp.square(x - target), axis=tuple(range(len(x.shape))), keepdims=False))
+defvjp(softmax_cross_entropy, logits=_vjp_cross_entropy)
+defvjp(
+    binary_cross_entropy_terms,
+    logits=lambda xp, g, logits, target: g * (xp.sigmoid(logits) - target),
+    target=lambda xp, g, logits: -g * logits,
+)
+defvjp(
+    mean_squared_error,
+    x=lambda xp, g, x, target: (x - target) * (g * (2 / max(x.size, 1))),
+    target=lambda xp, g, x, target: (target - x) * (g * (2 / max(x.size, 1))),
+)
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def _check_reduction(function: str, reduction_: str) -> None:
+    if reduction_ not in _REDUCTIONS:
+        raise ArgumentError(
+            explain(f"{function} with reduction={reduction_!r}.", f"it is one of {_REDUCTIONS}.", 'reduction="mean"')
+        )
+
+
+def _reduced(loss: Tensor, how: str) -> Tensor:
+    if how == "none":
+        return loss
+    return reduction.mean(loss) if how == "mean" else reduction.sum(loss)
+
+
+def _same_shape(function: str, x: Tensor, target: Tensor) -> None:
+    if x._data.shape != target._data.shape:
+        fix = f"target.reshape({x.shape})" if x.size == target.size else "compare model(x).shape with target.shape"
+        raise ShapeError(
+            explain(
+                f"{function} got input of shape {x.shape} and target of shape {target.shape}.",
+                "they would broadcast against each other and give a wrong loss in silence.",
+                fix,
+            )
+        )
+
+
+def mse_loss(input: Operand, target: Operand, /, *, reduction: str = "mean") -> Tensor:
+    """Squared error (x − t)², its mean, its sum, or element by element.
+
+    Args:
+        input: predictions of any shape.
+        target: the same shape.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ShapeError: the shapes differ.
+
+    >>> gf.mse_loss(gf.tensor([1.0, 2.0]), gf.tensor([0.0, 0.0]))
+    tensor(2.5)
+    """
+    x, t = as_tensor(input), as_tensor(target)
+    _same_shape("mse_loss", x, t)
+    if reduction == "mean":
+        return mean_squared_error(x, t)
+    _check_reduction("mse_loss", reduction)
+    return _reduced(OPS.square(x - t), reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Operand,
+    target: Operand,
+    /,
+    *,
+    weight: Operand | None = None,
+    pos_weight: Operand | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Binary cross-entropy −w [p t ln σ(x) + (1 − t) ln(1 − σ(x))] of logits x, exact to rounding for any x.
+
+    Args:
+        input: logits of any shape.
+        target: probabilities in [0, 1], the same shape; integers and booleans are taken as 0 and 1.
+        weight: factor w of each element; broadcasts.
+        pos_weight: factor p of the positive part; broadcasts.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ShapeError: the shapes of input and target differ.
+
+    >>> gf.binary_cross_entropy_with_logits(gf.tensor([0.0, 1e4]), gf.tensor([1.0, 1.0]))
+    tensor(0.34657359)
+    """
+    _check_reduction("binary_cross_entropy_with_logits", reduction)
+    x, t = as_tensor(input), as_tensor(target)
+    _same_shape("binary_cross_entropy_with_logits", x, t)
+    if pos_weight is None:
+        loss = binary_cross_entropy_terms(x, t)
+    else:
+        t = astype(t, x.dtype, copy=False) if t.dtype.kind != "f" else t
+        loss = as_tensor(pos_weight) * t * OPS.softplus(-x) + (1 - t) * OPS.softplus(x)
+    return _reduced(loss if weight is None else loss * weight, reduction)
+
+
+def cross_entropy(
+    input: Operand,
+    target: Operand,
+    /,
+    *,
+    weight: Operand | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Softmax cross-entropy −Σₖ tₖ ln softmax(x)ₖ of logits x, with class labels or class probabilities.
+
+    Args:
+        input: logits, shape (classes,), (n, classes) or (n, classes, …), the classes on axis 1 as in PyTorch.
+        target: labels of any integer dtype, shaped as input without the class axis; or probabilities shaped as input.
+        weight: factor of each class, shape (classes,); "mean" then divides by the weights of the labels.
+        ignore_index: label that counts for nothing.
+        label_smoothing: share ε of the probability that is spread evenly over the classes.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ShapeError: shapes that do not fit.
+        ArgumentError: a label outside 0…classes−1 that is not ignore_index, or label_smoothing outside [0, 1].
+
+    >>> gf.cross_entropy(gf.tensor([[0.0, 0.0]]), gf.tensor([1]))
+    tensor(0.6931472)
+    """
+    x, t = as_tensor(input), as_tensor(target)
+    plain = weight is None and label_smoothing == 0.0 and reduction == "mean"
+    if plain and t._data.dtype.kind in "iu" and x.ndim == 2 and t._data.shape == x._data.shape[:1]:
+        return softmax_cross_entropy(x, t, ignore_index=ignore_index)
+    _check_reduction("cross_entropy", reduction)
+    if not 0 <= label_smoothing <= 1:
+        raise ArgumentError(
+            explain(f"cross_entropy with label_smoothing={label_smoothing}.", "it is a share in [0, 1].", "label_smoothing=0.1")
+        )
+    if x.ndim == 0:
+        raise ShapeError(explain("cross_entropy of a 0-d input.", "it needs a class axis.", "logits of shape (n, classes)"))
+    at = 0 if x.ndim == 1 else 1
+    logp = moveaxis(log_softmax(x, axis=at), at, -1)
+    probabilities = t.dtype.kind == "f"
+    expected = x.shape if probabilities else x.shape[:at] + x.shape[at + 1 :]
+    if t.dtype.kind == "b":
+        raise DTypeError(
+            explain("cross_entropy with boolean labels.", "labels are class numbers.", "target.astype(gf.int64)")
+        )
+    if t.shape != expected:
+        raise ShapeError(
+            explain(
+                f"cross_entropy got input of shape {x.shape} and target of shape {t.shape}.",
+                f"{'class probabilities' if probabilities else 'class labels'} for that input have shape {expected}.",
+                "target.reshape(-1)" if t.size == x.size // max(x.shape[at], 1) else "logits of shape (n, classes), labels (n,)",
+            )
+        )
+    return _general_cross_entropy(logp, moveaxis(t, at, -1) if probabilities else t, weight, ignore_index, label_smoothing, reduction)
+
+
+def _general_cross_entropy(
+    logp: Tensor, t: Tensor, weight: Operand | None, ignore_index: int, smoothing: float, how: str
+) -> Tensor:
+    """Every option at once, on log-probabilities with the classes last."""
+    classes = logp.shape[-1]
+    counted = None
+    if t.dtype.kind != "f":
+        counted = t != ignore_index
+        t = one_hot(where(counted, t, 0), classes=classes, dtype=logp.dtype)
+    else:
+        t = astype(t, logp.dtype, copy=False)
+    share = astype(expand_dims(counted, axis=-1), logp.dtype) if counted is not None else None
+    norm = t if share is None else t * share  # what "mean" divides by: the weights of the true classes
+    if smoothing:
+        t = t * (1 - smoothing) + smoothing / classes
+    terms = -(t * logp)
+    if weight is not None:
+        weight = as_tensor(weight)
+        if weight.shape != (classes,):
+            raise ShapeError(
+                explain(
+                    f"cross_entropy with weight of shape {weight.shape} for {classes} classes.",
+                    "there is one factor for each class.",
+                    f"gf.ones({classes})",
+                )
+            )
+        terms, norm = terms * weight, norm * weight
+    loss = reduction.sum(where(t == 0, 0.0, terms) if not smoothing else terms, axis=-1)
+    if share is not None:
+        loss = loss * reshape(share, share.shape[:-1])
+    if how != "mean":
+        return _reduced(loss, how)
+    if counted is None:
+        return reduction.sum(loss) / (loss.size or float("nan"))
+    return reduction.sum(loss) / reduction.sum(norm)
+
+
+__all__ = [
+    "binary_cross_entropy_with_logits", "cross_entropy", "linear", "log_softmax", "logsumexp", "mse_loss", "one_hot",
+    "softmax",
+]  # fmt: skip

@@ -1,0 +1,173 @@
+"""Random numbers from one counter-based generator: the same seed gives the same numbers on every backend.
+
+The bits are those of Philox4x64-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3, 2011).
+Word i of a draw is word i mod 4 of block `counter + 1 + i // 4`; each number takes one 64-bit word (uniform) or one
+of two (normal, by Box and Muller). A draw is a primitive of the generator's state, and so is advancing the counter.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+import numpy as np
+
+from gradflow.backend import Backend
+from gradflow.config import get_default_dtype
+from gradflow.errors import ArgumentError, DTypeError, explain
+from gradflow.ops.creation import _shape, check_dtype, make_tensor
+from gradflow.primitive import namespace, primitive
+from gradflow.tensor import Tensor
+
+_WORDS_PER_BLOCK = 4
+
+
+@primitive("any", nondifferentiable=True)
+def random_uniform(state: Tensor, /, *, shape: tuple[int, ...], dtype: Any) -> Tensor:
+    """Uniform numbers in [0, 1) from the state (key, counter) of a generator."""
+    ...
+
+
+@primitive("any", nondifferentiable=True)
+def random_normal(state: Tensor, /, *, shape: tuple[int, ...], dtype: Any) -> Tensor:
+    """Normal numbers of mean 0 and variance 1 from the state (key, counter) of a generator."""
+    ...
+
+
+@primitive("any", writes=1)
+def advance(state: Tensor, /, *, blocks: int) -> None:
+    """Move the counter of a generator's state past the blocks that a draw used, in place."""
+
+
+class Generator:
+    """A stream of random numbers, decided by its seed alone.
+
+    Args:
+        seed: an integer in [0, 2⁶⁴); None takes one from the operating system.
+
+    Raises:
+        ArgumentError: a seed that is no such integer.
+
+    >>> a, b = gf.Generator(0), gf.Generator(0)
+    >>> bool((gf.random.uniform(3, generator=a) == gf.random.uniform(3, generator=b)).all())
+    True
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.manual_seed(secrets.randbits(64) if seed is None else seed)
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start the stream of a seed."""
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= int(seed.__index__()) < 2**64:
+            raise ArgumentError(
+                explain(f"seed {seed!r}.", "a seed is an integer from 0 to 2**64 - 1.", "gf.manual_seed(0)")
+            )
+        return self.set_state((int(seed.__index__()), 0))
+
+    def get_state(self) -> tuple[int, int]:
+        """The seed and the number of blocks used: what `set_state` takes to go on from here."""
+        key, counter = self._state.tolist()
+        return int(key), int(counter)
+
+    def set_state(self, state: tuple[int, int]) -> Generator:
+        """Go on from a state that `get_state` gave."""
+        self._state = make_tensor(np.array(state, np.uint64), backend="numpy")
+        return self
+
+    def _on(self, backend: str | Backend | None) -> Tensor:
+        xp = namespace(backend)
+        if self._state._xp is not xp:
+            self._state = make_tensor(self._state, backend=xp.backend)
+        return self._state
+
+    def __repr__(self) -> str:
+        seed, counter = self.get_state()
+        return f"Generator(seed={seed}, counter={counter})"
+
+
+_default = Generator()
+
+
+def manual_seed(seed: int) -> Generator:
+    """Seed the generator that is used where none is given.
+
+    >>> _ = gf.manual_seed(0)
+    >>> gf.random.uniform(2)
+    tensor([0.01151404, 0.4344938 ])
+    """
+    return _default.manual_seed(seed)
+
+
+def default_generator() -> Generator:
+    """The generator that is used where none is given."""
+    return _default
+
+
+def _draw(
+    kind: Any, shape: Any, dtype: Any, generator: Generator | None, backend: str | Backend | None
+) -> tuple[Tensor, Any]:
+    wanted = get_default_dtype() if dtype is None else check_dtype(dtype)
+    if wanted.kind != "f":
+        raise DTypeError(explain(f"random numbers of dtype {wanted}.", "they are real numbers.", "dtype=gf.float32"))
+    lengths = _shape(shape)
+    state = (_default if generator is None else generator)._on(backend)
+    out = kind(state, shape=lengths, dtype=wanted)
+    words = out.size + (out.size % 2 if kind is random_normal else 0)
+    advance(state, blocks=-(-words // _WORDS_PER_BLOCK))
+    return out, wanted
+
+
+def uniform(
+    shape: Any = (),
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    dtype: Any = None,
+    generator: Generator | None = None,
+    backend: str | Backend | None = None,
+) -> Tensor:
+    """Independent numbers, uniform in [low, high).
+
+    >>> u = gf.random.uniform((2, 3), low=-1, high=1)
+    >>> u.shape, bool((gf.abs(u) <= 1).all())
+    ((2, 3), True)
+    """
+    if not low <= high:
+        raise ArgumentError(explain(f"uniform in [{low}, {high}).", "low must not exceed high.", "low=0.0, high=1.0"))
+    out, _ = _draw(random_uniform, shape, dtype, generator, backend)
+    return out if (low, high) == (0.0, 1.0) else out * float(high - low) + float(low)
+
+
+def normal(
+    shape: Any = (),
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    dtype: Any = None,
+    generator: Generator | None = None,
+    backend: str | Backend | None = None,
+) -> Tensor:
+    """Independent normal numbers of a mean and standard deviation.
+
+    Source: Box and Muller, A note on the generation of random normal deviates, 1958.
+
+    >>> gf.random.normal((2, 3)).shape
+    (2, 3)
+    """
+    if not std >= 0:
+        raise ArgumentError(explain(f"normal with std={std}.", "a standard deviation is not negative.", "std=1.0"))
+    out, _ = _draw(random_normal, shape, dtype, generator, backend)
+    return out if (mean, std) == (0.0, 1.0) else out * float(std) + float(mean)
+
+
+def permutation(n: int, *, generator: Generator | None = None) -> np.ndarray:
+    """The integers 0…n−1 in random order, on the host (int64): the order that sorts n random numbers.
+
+    >>> sorted(gf.random.permutation(4).tolist())
+    [0, 1, 2, 3]
+    """
+    keys = uniform(n, dtype=np.float64, generator=generator, backend="numpy")
+    return np.argsort(keys.numpy(), kind="stable")
+
+
+__all__ = ["Generator", "default_generator", "manual_seed", "normal", "permutation", "uniform"]

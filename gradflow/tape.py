@@ -1,0 +1,218 @@
+"""The tape: nodes, leaves, the reverse sweep, the projection of cotangents, and the clock of in-place writes.
+
+The tape knows no Tensor. It moves cotangents, raw arrays or Tensors alike, through rules written over a namespace
+`xp`; who calls `sweep` hands it that namespace and, for Tensors, how to lift what a node saved.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterable
+from operator import attrgetter
+from typing import Any
+
+from gradflow.errors import GraphError, explain
+
+Edge = tuple[Any, Callable[..., Any], tuple[Any, ...]]
+
+tick = itertools.count(1).__next__  # one clock orders nodes and in-place writes; atomic under the GIL
+
+
+# ---------------------------------------------------------------- the graph: where a cotangent goes
+class Leaf:
+    """The end of a graph: holds the gradient of one Tensor that the user made."""
+
+    __slots__ = ("__weakref__", "dtype", "grad", "hooks", "seq", "shape")
+    edges = ()
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.seq, self.shape, self.dtype = tick(), shape, dtype
+        self.grad: Any = None
+
+
+class Node:
+    """One recorded operation; edges[i] is None or (parent, rule, saved): the way back to operand i.
+
+    There is no __init__: `Node()` and five stores cost 105 ns, the same through __init__ 137. The slots `hooks`,
+    `grad` stay unset until somebody registers a hook or asks to retain the gradient.
+    """
+
+    __slots__ = ("dtype", "edges", "grad", "hooks", "primitive", "seq", "shape")
+    seq: int
+    shape: tuple[int, ...]
+    dtype: Any
+    primitive: Any
+    edges: tuple[Edge | None, ...]
+
+
+hooks_in_use = False  # set for good by the first hook: without one the sweep does not look for any
+
+
+def add_hook(target: Node | Leaf, hook: Callable[[Any], Any]) -> Callable[[], None]:
+    """Run `hook` on the whole cotangent of `target` in every sweep; the function returned takes it off again."""
+    global hooks_in_use
+    hooks_in_use = True
+    hooks = getattr(target, "hooks", None)
+    if hooks is None:
+        hooks = target.hooks = {}
+    key = object()
+    hooks[key] = hook
+    return lambda: hooks.pop(key, None)
+
+
+# ---------------------------------------------------------------- in-place writes: nothing is paid going forward
+class _Writes:
+    """When which bytes were last written in place. All parameters may share one owner, so byte ranges matter."""
+
+    def __init__(self) -> None:
+        self.owners: dict[int, tuple[weakref.ref[Any], dict[tuple[int, int], int]]] = {}
+        self.last = 0
+
+    def mark(self, extent: tuple[Any, int, int]) -> None:
+        owner, low, high = extent
+        key = id(owner)
+        if key not in self.owners:
+            self.owners[key] = weakref.ref(owner, lambda _: self.owners.pop(key, None)), {}
+        self.last = self.owners[key][1][low, high] = tick()
+
+    def at(self, extent: tuple[Any, int, int]) -> int:
+        owner, low, high = extent
+        found = self.owners.get(id(owner))
+        if found is None:
+            return 0
+        return max((time for (a, b), time in found[1].items() if a < high and low < b), default=0)
+
+
+writes = _Writes()
+
+
+def _saved_arrays(node: Node) -> Iterable[tuple[str, Any]]:
+    for edge, names in zip(node.edges, node.primitive.names, strict=False):
+        for name, value in zip(names, edge[2] if edge else (), strict=False):
+            for array in value if isinstance(value, tuple) else (value,):
+                if hasattr(array, "dtype") and hasattr(array, "shape"):
+                    yield name, array
+
+
+def _check_saved(node: Node, extent: Callable[[Any], tuple[Any, int, int]]) -> None:
+    for name, array in _saved_arrays(node):
+        if writes.at(extent(array)) > node.seq:
+            raise GraphError(
+                explain(
+                    f"{node.primitive.name} saved `{name}` for its derivative, and it was changed in place since.",
+                    "the derivative would be computed from the new values.",
+                    "change a copy (`y = x.copy(); y += 1`), or call backward() before the change.",
+                )
+            )
+
+
+# ---------------------------------------------------------------- the sweep
+def _freed(*_: Any) -> Any:
+    raise GraphError(
+        explain(
+            "this graph was freed by an earlier backward().",
+            "a backward sweep drops the values it no longer needs.",
+            "call the earlier one with retain_graph=True: loss.backward(retain_graph=True)",
+        )
+    )
+
+
+_FREED: tuple[Edge, ...] = ((Leaf((), None), _freed, ()),)
+_BY_AGE = attrgetter("seq")
+
+
+def project(xp: Any, ct: Any, like: Node | Leaf) -> Any:
+    """Bring a cotangent to its primal's space: undo broadcasting, then take the primal's dtype."""
+    if ct.shape != like.shape:
+        lead = len(ct.shape) - len(like.shape)
+        stretched = (i + lead for i, n in enumerate(like.shape) if n == 1 and ct.shape[i + lead] != 1)
+        axes = (*range(lead), *stretched)
+        if axes:
+            ct = xp.sum(ct, axis=axes, keepdims=True)
+        if ct.shape != like.shape:
+            ct = xp.reshape(ct, shape=like.shape)
+    return ct if ct.dtype == like.dtype else xp.astype(ct, dtype=like.dtype)
+
+
+def reachable(root: Node | Leaf) -> list[Any]:
+    """Every node from which `root` was computed, newest first (a node is older than its users). No recursion."""
+    found: list[Any] = [root]
+    seen = {root}
+    for node in found:  # grows while it is read: breadth first
+        for edge in node.edges:
+            if edge is not None and (parent := edge[0]) not in seen:
+                seen.add(parent)
+                found.append(parent)
+    found.sort(key=_BY_AGE, reverse=True)
+    return found
+
+
+def _between(nodes: list[Any], targets: Iterable[Any]) -> list[Any]:
+    """Those of `nodes` (newest first) whose cotangent some target needs."""
+    wanted = set(targets)
+    for node in reversed(nodes):
+        if node not in wanted and any(edge is not None and edge[0] in wanted for edge in node.edges):
+            wanted.add(node)
+    return [node for node in nodes if node in wanted]
+
+
+def sweep(
+    root: Node | Leaf,
+    seed: Any,
+    *,
+    xp: Any,
+    extent: Callable[[Any], tuple[Any, int, int]],
+    retain: bool,
+    lift: Callable[[Node], Iterable[Edge | None]] | None = None,
+    run_hooks: Callable[[Any, Any], Any] | None = None,
+    targets: Iterable[Any] | None = None,
+    nodes: list[Any] | None = None,
+) -> dict[Any, Any]:
+    """Send `seed` from `root` towards the leaves; return the cotangent of each leaf (or of each of `targets`).
+
+    Nodes are visited newest first. A cotangent is projected when it arrives, added to what arrived before, and
+    what a node saved is dropped behind the sweep unless `retain`.
+    """
+    if nodes is None:
+        nodes = reachable(root)
+    wanted: Any = ()
+    if targets is not None:
+        wanted = set(targets)
+        nodes = _between(nodes, wanted)
+    add = xp.add
+    last_write = writes.last
+    arrived: dict[Any, Any] = dict.fromkeys(nodes)
+    if root in arrived:
+        arrived[root] = seed
+    result = {}
+    for node in nodes:
+        g = arrived.pop(node)
+        if g is None:
+            continue
+        if run_hooks is not None:
+            g = run_hooks(node, g)
+        edges: Any = node.edges
+        if targets is not None and node in wanted:
+            result[node] = g
+        if not edges:
+            if targets is None:
+                result[node] = g
+            continue
+        if node.seq < last_write:
+            _check_saved(node, extent)
+        for edge in edges if lift is None else lift(node):
+            if edge is not None:
+                parent, rule, saved = edge
+                if targets is not None and parent not in arrived:
+                    if edge in _FREED:
+                        _freed()
+                    continue
+                ct = rule(xp, g, *saved)
+                if ct.shape != parent.shape or ct.dtype is not parent.dtype:
+                    ct = project(xp, ct, parent)
+                other = arrived[parent]
+                arrived[parent] = ct if other is None else add(other, ct)
+        if not retain:
+            node.edges = _FREED
+    return result
