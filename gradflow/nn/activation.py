@@ -1,0 +1,84 @@
+"""Activations as layers; the functions are `gf.relu`, `gf.tanh` and so on."""
+
+from __future__ import annotations
+
+from gradflow.nn.module import Module
+from gradflow.ops.elementwise import relu, sigmoid, tanh
+from gradflow.ops.neural import log_softmax, softmax
+from gradflow.tensor import Tensor
+
+
+class ReLU(Module):
+    """The rectified linear unit, element by element: y = max(0, x).
+
+    >>> gf.nn.ReLU()(gf.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+
+    Reference: Nair and Hinton, *Rectified Linear Units Improve Restricted Boltzmann Machines*, ICML 2010.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return max(0, x)."""
+        return relu(x)
+
+
+class Tanh(Module):
+    """The hyperbolic tangent, element by element: y = (eˣ − e⁻ˣ) / (eˣ + e⁻ˣ).
+
+    >>> gf.nn.Tanh()(gf.tensor([0.0]))
+    tensor([0.])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tanh(x)."""
+        return tanh(x)
+
+
+class Sigmoid(Module):
+    """The logistic function, element by element: y = 1 / (1 + e⁻ˣ).
+
+    >>> gf.nn.Sigmoid()(gf.tensor([0.0]))
+    tensor([0.5])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return σ(x)."""
+        return sigmoid(x)
+
+
+class Softmax(Module):
+    """Probabilities from scores, along an axis: yₖ = exp(xₖ) / Σⱼ exp(xⱼ).
+
+    Train on the scores themselves, with `CrossEntropyLoss`: it takes the softmax with them and stays exact.
+
+    Args:
+        axis: over which the probabilities sum to 1.
+
+    >>> gf.nn.Softmax()(gf.tensor([[1.0, 1.0]]))
+    tensor([[0.5, 0.5]])
+    """
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the softmax of x."""
+        return softmax(x, axis=self.axis)
+
+
+class LogSoftmax(Module):
+    """Log-probabilities from scores, along an axis: yₖ = xₖ − ln Σⱼ exp(xⱼ).
+
+    Args:
+        axis: over which the probabilities sum to 1.
+
+    >>> gf.nn.LogSoftmax()(gf.tensor([[0.0, 0.0]]))
+    tensor([[-0.6931..., -0.6931...]])
+    """
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logarithm of the softmax of x."""
+        return log_softmax(x, axis=self.axis)
