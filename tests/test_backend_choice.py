@@ -394,6 +394,8 @@ def publish(folder: Path, name: str, source: str) -> None:
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {k: v for k, v in os.environ.items() if k != "GRADFLOW_BACKEND"} | environment
+    if "PYTHONPATH" in environment and "PYTHONPATH" in os.environ:
+        variables["PYTHONPATH"] += os.pathsep + os.environ["PYTHONPATH"]
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=variables, check=False)
 
 
