@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from gradflow import ops
 from gradflow._version import __version__
 from gradflow.backend import backends, get_backend, set_backend, use_backend
@@ -10,5 +12,48 @@ from gradflow.ops import *  # noqa: F403
 from gradflow.ops.creation import DTYPES as _DTYPES
 from gradflow.primitive import defimpl, defvjp, primitive
 from gradflow.tensor import Parameter, Tensor, enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+from gradflow.transforms import custom_vjp, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
-globals().update(_DTYPES)  # gf.bool, gf.int8 … gf.uint64, gf.float32, gf.float64
+if TYPE_CHECKING:
+    from gradflow import compiler, data, nn, optim, training, transforms
+    from gradflow.data import datasets
+    from gradflow.nn import functional_call
+    from gradflow.serialization import load, save
+
+bool = _DTYPES["bool"]
+int8, int16, int32, int64 = (_DTYPES[f"int{bits}"] for bits in (8, 16, 32, 64))
+uint8, uint16, uint32, uint64 = (_DTYPES[f"uint{bits}"] for bits in (8, 16, 32, 64))
+float32, float64 = _DTYPES["float32"], _DTYPES["float64"]
+
+__all__ = [
+    "Parameter", "Tensor", "__version__", "backends", "bool", "compiler", "custom_vjp", "data", "datasets", "defimpl",
+    "defvjp", "enable_grad", "float32", "float64", "functional_call", "get_backend", "get_default_dtype", "grad",
+    "hessian", "hvp", "int8", "int16", "int32", "int64", "is_grad_enabled", "jacobian", "jvp", "load", "nn", "no_grad",
+    "ops", "optim", "primitive", "save", "set_backend", "set_default_dtype", "set_grad_enabled", "training",
+    "transforms", "uint8", "uint16", "uint32", "uint64", "use_backend", "value_and_grad", "vjp",
+]  # fmt: skip
+__all__ += ops.__all__
+
+_LATER = {  # imported at first use: `import gradflow` stays light
+    "compiler": "gradflow.compiler",
+    "data": "gradflow.data",
+    "datasets": "gradflow.data.datasets",
+    "nn": "gradflow.nn",
+    "optim": "gradflow.optim",
+    "training": "gradflow.training",
+}
+_LATER_NAMES = {"functional_call": "gradflow.nn", "load": "gradflow.serialization", "save": "gradflow.serialization"}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _LATER:
+        return import_module(_LATER[name])
+    if name in _LATER_NAMES:
+        return getattr(import_module(_LATER_NAMES[name]), name)
+    raise AttributeError(f"module 'gradflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER, *_LATER_NAMES})

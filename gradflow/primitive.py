@@ -27,7 +27,15 @@ import numpy as np
 from gradflow import tape
 from gradflow.backend import Backend, resolve
 from gradflow.config import get_default_dtype
-from gradflow.errors import ArgumentError, BackendMismatchError, DTypeError, GradflowError, IndexRangeError, ShapeError, explain
+from gradflow.errors import (
+    ArgumentError,
+    BackendMismatchError,
+    DTypeError,
+    GradflowError,
+    IndexRangeError,
+    ShapeError,
+    explain,
+)
 from gradflow.mode import NO_GRAD, RECORD, get_mode
 from gradflow.tape import Node
 from gradflow.tensor import OPS, Tensor, wrap
@@ -56,7 +64,7 @@ class Primitive:
     """
 
     def __init__(self, stub: Callable[..., Any], name: str, dtypes: DTypes, options: dict[str, Any]) -> None:
-        code = stub.__code__  # type: ignore[attr-defined]
+        code = stub.__code__
         names = code.co_varnames
         fixed = code.co_argcount
         self.variadic = bool(code.co_flags & 0x04)
@@ -64,11 +72,13 @@ class Primitive:
         self.settings: tuple[str, ...] = names[fixed : fixed + code.co_kwonlyargcount]
         rest = (names[fixed + code.co_kwonlyargcount],) if self.variadic else ()
         self.operands: tuple[str, ...] = names[:fixed] + rest
-        self.defaults: dict[str, Any] = dict(stub.__kwdefaults__ or {})  # type: ignore[attr-defined]
+        self.defaults: dict[str, Any] = dict(stub.__kwdefaults__ or {})
         self.position = {operand: i for i, operand in enumerate(self.operands)}
         self.dtypes = dtypes
         promote = options.pop("promote", None)
-        self.promoted = tuple(range(len(self.operands))) if promote is None else tuple(map(self.position.get, promote))
+        self.promoted = (
+            tuple(range(len(self.operands))) if promote is None else tuple(self.position[name] for name in promote)
+        )
         self.writes: int = options.pop("writes", 0)
         self.residual: bool = options.pop("residual", False)
         self.nondifferentiable: bool = options.pop("nondifferentiable", False)
@@ -85,6 +95,10 @@ class Primitive:
     def rule_at(self, i: int) -> Rule:
         """The generic rule of array argument i."""
         return cast(Rule, self.rules[min(i, len(self.rules) - 1)])
+
+    def has_rule(self, i: int) -> bool:
+        """Whether array argument i has a derivative."""
+        return self.rules[min(i, len(self.rules) - 1)] is not None
 
     def names_at(self, i: int) -> tuple[str, ...]:
         """What the rule of array argument i reads after `xp, g`."""
@@ -116,8 +130,6 @@ def primitive(dtypes: DTypes, *, name: str | None = None, **options: Any) -> Cal
         prim.function.__wrapped__ = stub  # type: ignore[attr-defined]
         prim.function.primitive = prim  # type: ignore[attr-defined]
         setattr(OPS, prim.name, prim.function)
-        if prim.doc:  # doctest looks for functions by their globals, which a generated function has of its own
-            stub.__globals__.setdefault("__test__", {})[stub.__name__] = prim.doc
         return cast(F, prim.function)
 
     return register
@@ -140,7 +152,7 @@ def defvjp(function: Callable[..., Any], **rules: Rule) -> None:
     if prim.variadic:
         known |= {"position", f"{prim.operands[-1]}_shapes"}
     for operand, rule in rules.items():
-        code = rule.__code__  # type: ignore[attr-defined]
+        code = rule.__code__
         names = code.co_varnames[2 : code.co_argcount]
         if operand not in prim.position or not known.issuperset(names):
             raise ArgumentError(
@@ -150,11 +162,12 @@ def defvjp(function: Callable[..., Any], **rules: Rule) -> None:
                     f"defvjp({prim.name}, {prim.operands[0]}=lambda xp, g, out: ...)",
                 )
             )
-        rule.__name__ = rule.__qualname__ = f"vjp_{prim.name}_{operand}"  # what a traceback shows
+        if rule.__name__ == "<lambda>":
+            rule.__name__ = rule.__qualname__ = f"vjp_{prim.name}_{operand}"  # what a traceback shows
         i = prim.position[operand]
         prim.rules[i], prim.names[i] = rule, names
     if not prim.variadic:
-        prim.function.__code__ = _first_call.__code__  # type: ignore[attr-defined]
+        prim.function.__code__ = _first_call.__code__
 
 
 def defimpl(function: Callable[..., Any], impl: Callable[..., Any]) -> None:
@@ -300,7 +313,11 @@ def coerce(prim: Primitive, operands: Sequence[Any]) -> tuple[Tensor, ...]:
     target = None if prim.dtypes == "any" or not (strong or weak) else _common_dtype(prim, strong, weak)
     if prim.dtypes == "bits" and target is not None and target.kind == "f":
         raise DTypeError(
-            explain(f"{prim.name} of {target.name}.", "it works on booleans and integers.", "compare first: (x > 0) & (y > 0)")
+            explain(
+                f"{prim.name} of {target.name}.",
+                "it works on booleans and integers.",
+                "compare first: (x > 0) & (y > 0)",
+            )
         )
     for i, operand in enumerate(made):
         to = target if prim.is_promoted(i) else None
@@ -379,7 +396,9 @@ def _failed(prim: Primitive, error: Exception, operands: tuple[Any, ...], settin
     mistake = f"{prim.name}{f'({given})' if given else ''} of shape{'s' * (len(coerced) > 1)} {shapes}."
     hint = prim.hint or "compare the shapes: print(x.shape, y.shape)"
     if isinstance(error, IndexError):
-        raise IndexRangeError(explain(f"{prim.name} of a tensor of shape {shapes}.", f"{error}.", "indices run from -n to n - 1")) from error
+        raise IndexRangeError(
+            explain(f"{prim.name} of a tensor of shape {shapes}.", f"{error}.", "indices run from -n to n - 1")
+        ) from error
     if isinstance(error, ValueError):
         kind = ShapeError if any(word in str(error) for word in _SHAPE_WORDS) else ArgumentError
         raise kind(explain(mistake, f"{error}.", hint)) from error
@@ -436,7 +455,9 @@ def source(prim: Primitive) -> str:
     arrays = ", ".join(f"{o}_" for o in ops)
     kernel = f"out = xp.{prim.name}({arrays}{settings})"
     lines = [f"def {prim.name}({signature}):"]
-    lines += [f"    if (mode := get_mode()) is not RECORD and mode is not NO_GRAD: return interpret(P, mode, {everything})"]
+    lines += [
+        f"    if (mode := get_mode()) is not RECORD and mode is not NO_GRAD: return interpret(P, mode, {everything})"
+    ]
     nodes = "; ".join(f"{o}_node = {o}._node" for o in ops)
     if len(ops) == 2 == len(promoted) and prim.dtypes in ("numeric", "float"):
         pair = ", ".join(ops)
@@ -459,7 +480,10 @@ def source(prim: Primitive) -> str:
         lines += [f"    if {' or '.join(unlike)}: return again(P, {everything})"]
     idle = " and ".join(f"{o}_node is None" for o in active)
     if prim.residual:
-        lines += [f"    if idle := mode is NO_GRAD or {idle}: kernel = xp.{prim.name}", f"    else: kernel = xp.{prim.name}_residual"]
+        lines += [
+            f"    if idle := mode is NO_GRAD or {idle}: kernel = xp.{prim.name}",
+            f"    else: kernel = xp.{prim.name}_residual",
+        ]
         kernel = f"out = kernel({arrays}{settings})"
     lines += [f"    try: {kernel}", f"    except Exception as error: return failed(P, error, {everything})"]
     if prim.residual:
@@ -497,7 +521,7 @@ def _variadic_function(prim: Primitive) -> Callable[..., Any]:
         except Exception as error:
             return cast(Tensor, _failed(prim, error, tensors, settings))
         t = wrap(out if out.shape else xp.as_array(out), xp)
-        nodes = [x._node if prim.rule_at(i) else None for i, x in enumerate(tensors)]
+        nodes = [x._node if prim.has_rule(i) else None for i, x in enumerate(tensors)]
         if mode is NO_GRAD or not any(node is not None for node in nodes):
             return t
         shapes = tuple(a.shape for a in arrays)

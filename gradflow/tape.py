@@ -30,6 +30,8 @@ class Leaf:
         self.seq, self.shape, self.dtype = tick(), shape, dtype
         self.grad: Any = None
 
+    hooks: dict[object, Callable[[Any], Any]]
+
 
 class Node:
     """One recorded operation; edges[i] is None or (parent, rule, saved): the way back to operand i.
@@ -44,6 +46,8 @@ class Node:
     dtype: Any
     primitive: Any
     edges: tuple[Edge | None, ...]
+    grad: Any
+    hooks: dict[object, Callable[[Any], Any]]
 
 
 hooks_in_use = False  # set for good by the first hook: without one the sweep does not look for any
@@ -53,12 +57,15 @@ def add_hook(target: Node | Leaf, hook: Callable[[Any], Any]) -> Callable[[], No
     """Run `hook` on the whole cotangent of `target` in every sweep; the function returned takes it off again."""
     global hooks_in_use
     hooks_in_use = True
-    hooks = getattr(target, "hooks", None)
-    if hooks is None:
-        hooks = target.hooks = {}
-    key = object()
+    if not hasattr(target, "hooks"):
+        target.hooks = {}
+    hooks, key = target.hooks, object()
     hooks[key] = hook
-    return lambda: hooks.pop(key, None)
+
+    def remove() -> None:
+        hooks.pop(key, None)
+
+    return remove
 
 
 # ---------------------------------------------------------------- in-place writes: nothing is paid going forward
@@ -88,8 +95,8 @@ writes = _Writes()
 
 
 def _saved_arrays(node: Node) -> Iterable[tuple[str, Any]]:
-    for edge, names in zip(node.edges, node.primitive.names, strict=False):
-        for name, value in zip(names, edge[2] if edge else (), strict=False):
+    for i, edge in enumerate(node.edges):
+        for name, value in zip(node.primitive.names_at(i), edge[2] if edge else (), strict=False):
             for array in value if isinstance(value, tuple) else (value,):
                 if hasattr(array, "dtype") and hasattr(array, "shape"):
                     yield name, array
@@ -179,6 +186,8 @@ def sweep(
     wanted: Any = ()
     if targets is not None:
         wanted = set(targets)
+        if not wanted.issubset(nodes) and any(node.edges is _FREED for node in nodes):
+            _freed()  # the way to a target may have led through what was freed
         nodes = _between(nodes, wanted)
     add = xp.add
     last_write = writes.last
@@ -205,8 +214,6 @@ def sweep(
             if edge is not None:
                 parent, rule, saved = edge
                 if targets is not None and parent not in arrived:
-                    if edge in _FREED:
-                        _freed()
                     continue
                 ct = rule(xp, g, *saved)
                 if ct.shape != parent.shape or ct.dtype is not parent.dtype:

@@ -16,7 +16,7 @@ import numpy as np
 
 from gradflow import tape
 from gradflow.errors import DTypeError, GraphError, ShapeError, explain
-from gradflow.mode import RECORD, get_mode, grad_mode, set_mode, using
+from gradflow.mode import get_mode, grad_mode, set_mode, using
 from gradflow.tape import Edge, Leaf, Node
 
 if TYPE_CHECKING:
@@ -221,9 +221,12 @@ class Tensor:
         retain = create_graph if retain_graph is None else retain_graph
         if lifted:
             with using(grad_mode(create_graph)):
-                _accumulate_lifted(sweep_tensors(self, seed, retain=retain), seed)
-        else:
-            _accumulate_raw(self, seed._data, retain)
+                for leaf, g in own_tensors(sweep_tensors(self, seed, retain=retain), seed).items():
+                    leaf.grad = g if leaf.grad is None else leaf.grad + g
+            return
+        xp = self._xp
+        for leaf, g in own(sweep_arrays(self, seed._data, retain=retain), seed._data, xp).items():
+            leaf.grad = g if leaf.grad is None else wrap(xp.add(leaf.grad._data, g._data), xp)
 
     # ------------------------------------------------------------ leaving the graph
     def _read(self, how: str) -> None:
@@ -288,9 +291,9 @@ class Tensor:
         return self._data.__dlpack_device__()
 
     def __array_namespace__(self, *, api_version: str | None = None) -> Any:
-        import gradflow
+        import sys
 
-        return gradflow
+        return sys.modules["gradflow"]  # above this module: not to be imported from here
 
     def __bool__(self) -> bool:
         self._read("bool(t)")
@@ -314,9 +317,7 @@ class Tensor:
         value = self.item()
         if not isinstance(value, int) or isinstance(value, bool):
             raise DTypeError(
-                explain(
-                    f"a {self.dtype} tensor was used as an index.", "an index is an integer.", "t.astype(gf.int64)"
-                )
+                explain(f"a {self.dtype} tensor was used as an index.", "an index is an integer.", "t.astype(gf.int64)")
             )
         return value
 
@@ -333,7 +334,9 @@ class Tensor:
 
     def __repr__(self) -> str:
         name = type(self).__name__.lower()
-        if (interpreter := get_mode().interpreter) is not None and getattr(interpreter, "traces", lambda _: False)(self):
+        if (interpreter := get_mode().interpreter) is not None and getattr(interpreter, "traces", lambda _: False)(
+            self
+        ):
             return f"{name}(<traced>, shape={self.shape}, dtype={self.dtype})"
         body = np.array2string(self.backend.to_numpy(self._data), separator=", ", prefix=f"{name}(")
         notes = [] if self.dtype.name in ("float32", "int64", "bool") and self.size else [f"dtype={self.dtype.name}"]
@@ -503,7 +506,9 @@ def _check_gradient(gradient: Tensor, of: Tensor) -> None:
     if not isinstance(gradient, Tensor):
         raise DTypeError(
             explain(
-                f"a gradient of type {type(gradient).__name__}.", "a gradient is a Tensor.", "t.grad = gf.tensor(values)"
+                f"a gradient of type {type(gradient).__name__}.",
+                "a gradient is a Tensor.",
+                "t.grad = gf.tensor(values)",
             )
         )
     if gradient.shape != of.shape:
@@ -533,7 +538,9 @@ def _seed(of: Tensor, gradient: Operand | None) -> Tensor:
     return seed if seed.dtype == of.dtype else cast(Tensor, OPS.astype(seed, dtype=of.dtype))
 
 
-def sweep_tensors(root: Tensor, seed: Tensor, *, retain: bool, targets: Iterable[Any] | None = None) -> dict[Any, Tensor]:
+def sweep_tensors(
+    root: Tensor, seed: Tensor, *, retain: bool, targets: Iterable[Any] | None = None
+) -> dict[Any, Tensor]:
     """Sweep with the generic rules on Tensors: the derivative is recorded if the present mode records."""
     return tape.sweep(
         cast(Node, root._node),
@@ -605,32 +612,32 @@ def _run_hooks_on_tensors(node: Any, g: Tensor) -> Tensor:
     return g
 
 
-def _accumulate_raw(root: Tensor, seed: Any, retain: bool) -> None:
-    """Give each leaf its gradient, without a copy where the array is fresh, writable and nobody else's."""
-    xp = root._xp
+def own(gradients: dict[Any, Any], seed: Any, xp: Any) -> dict[Any, Tensor]:
+    """Raw gradients as Tensors, copied where an array is a view, read-only, or serves somebody else already."""
     taken = {id(seed)}
-    for leaf, g in sweep_arrays(root, seed, retain=retain).items():
-        if leaf.grad is not None:
-            leaf.grad = wrap(xp.add(leaf.grad._data, g), xp)
-            continue
+    owned = {}
+    for node, g in gradients.items():
         base = getattr(g, "base", None)
         whole = g if base is None else base
         if id(whole) in taken or whole.size != g.size or not g.flags.writeable:
             g = whole = xp.as_array(g, copy=True)
         taken.add(id(whole))
-        leaf.grad = wrap(g, xp)
+        t = owned[node] = Tensor()
+        t._data, t._xp, t._node = g, xp, None
+    return owned
 
 
-def _accumulate_lifted(gradients: dict[Any, Tensor], seed: Tensor) -> None:
+def own_tensors(gradients: dict[Any, Tensor], seed: Tensor) -> dict[Any, Tensor]:
+    """Gradients that are Tensors, those without history copied where `own` would copy."""
     taken = {id(seed._data)}
-    for leaf, g in gradients.items():
-        if leaf.grad is not None:
-            leaf.grad = leaf.grad + g
-            continue
+    owned = {}
+    for node, g in gradients.items():
         base = getattr(g._data, "base", None)
         whole = g._data if base is None else base
-        leaf.grad = OPS.copy(g) if id(whole) in taken or g._node is None and whole.size != g._data.size else g
+        shared = id(whole) in taken or g._node is None and (whole.size != g._data.size or not g._data.flags.writeable)
+        owned[node] = OPS.copy(g) if shared else g
         taken.add(id(whole))
+    return owned
 
 
 # ---------------------------------------------------------------- grad mode
@@ -726,6 +733,6 @@ def is_grad_enabled() -> bool:
 
 
 __all__ = [
-    "OPS", "RECORD", "Operand", "Parameter", "Shape", "Tensor", "enable_grad", "is_grad_enabled", "lift", "no_grad",
-    "set_grad_enabled", "sweep_arrays", "sweep_tensors", "wrap",
+    "OPS", "Operand", "Parameter", "Shape", "Tensor", "enable_grad", "is_grad_enabled", "lift", "no_grad", "own",
+    "own_tensors", "set_grad_enabled", "sweep_arrays", "sweep_tensors", "wrap",
 ]  # fmt: skip

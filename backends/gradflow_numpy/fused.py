@@ -55,7 +55,7 @@ def ones(n: int, dtype: np.dtype[Any]) -> Array:
 
 # ---------------------------------------------------------------- activations
 @vjp("tanh", "x")
-def _(xp: Any, g: Array, out: Array) -> Array:
+def _(xp: Any, g: Array, out: Array) -> Any:
     d = _multiply(out, out, room(out.shape, out.dtype))
     if not d.shape:
         return g * (1 - d)
@@ -69,7 +69,7 @@ def relu(x: Array) -> Any:
 
 
 @vjp("relu", "x")
-def _(xp: Any, g: Array, out: Array) -> Array:
+def _(xp: Any, g: Array, out: Array) -> Any:
     return _multiply(g, _greater(out, 0), room(out.shape, g.dtype))
 
 
@@ -98,7 +98,7 @@ def softplus(x: Array) -> Any:
 
 
 # ---------------------------------------------------------------- softmax
-def _shifted(x: Array, axis: int) -> Array:
+def _shifted(x: Array, axis: int) -> Any:
     """x − max x, which gives no NaN where every entry is −∞."""
     top = _maximum.reduce(x, axis=axis, keepdims=True)
     if not np.isfinite(top).all():

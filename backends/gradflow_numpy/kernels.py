@@ -14,6 +14,10 @@ from gradflow_numpy.pool import room
 
 Array = np.ndarray
 Axis = tuple[int, ...]
+# reductions as methods of the ufuncs: 1.1 µs less than np.sum and its like (whose overloads also fix `keepdims`)
+_sum: Any = np.add.reduce
+_max: Any = np.maximum.reduce
+_min: Any = np.minimum.reduce
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "add": np.add,
@@ -66,24 +70,24 @@ def floor(x: Array) -> Any:
 # ---------------------------------------------------------------- reductions
 @kernel
 def sum_(x: Array, axis: Axis, keepdims: bool) -> Any:
-    return np.add.reduce(x, axis=axis, keepdims=keepdims)
+    return _sum(x, axis=axis, keepdims=keepdims)
 
 
 @kernel
 def mean(x: Array, axis: Axis, keepdims: bool) -> Any:
     n = math.prod([x.shape[a] for a in axis])
-    total = np.add.reduce(x, axis=axis, keepdims=keepdims)
+    total = _sum(x, axis=axis, keepdims=keepdims)
     return total / n if n else np.full_like(total, np.nan)
 
 
 @kernel
 def max_(x: Array, axis: Axis, keepdims: bool) -> Any:
-    return np.maximum.reduce(x, axis=axis, keepdims=keepdims)
+    return _max(x, axis=axis, keepdims=keepdims)
 
 
 @kernel
 def min_(x: Array, axis: Axis, keepdims: bool) -> Any:
-    return np.minimum.reduce(x, axis=axis, keepdims=keepdims)
+    return _min(x, axis=axis, keepdims=keepdims)
 
 
 @kernel
@@ -132,6 +136,11 @@ def broadcast_to(x: Array, shape: tuple[int, ...]) -> Any:
 @kernel
 def permute_dims(x: Array, axes: Axis) -> Any:
     return x.transpose(axes)
+
+
+@kernel
+def alias(x: Array) -> Any:
+    return x.view()
 
 
 @kernel

@@ -24,7 +24,7 @@ def _scratch(n: int, dtype: np.dtype[Any]) -> Array:
 
 
 def _pieces(size: int, grads: tuple[Array, ...], turned: tuple[bool, ...]) -> list[tuple[int, int, Array]]:
-    """(start, stop, gradient) over the flat buffer: small gradients gathered, large ones cut, CHUNK elements at most."""
+    """(start, stop, gradient) over the flat buffer: small ones gathered, large ones cut, CHUNK elements at most."""
     flat = [(g.T if turn else g).reshape(-1) for g, turn in zip(grads, turned)]  # noqa: B905  (240 ns)
     if size <= CHUNK:
         return [(0, size, flat[0] if len(flat) == 1 else np.concatenate(flat))]
@@ -69,12 +69,21 @@ def adam(
 ) -> None:
     lr, beta1, beta2, eps, weight_decay = hyper.tolist()
     step += 1
-    t = step.item()
+    t = step.item(0)
     root = (1 - beta2**t) ** 0.5  # of the bias correction; it is moved from v into lr and ε
     rate = lr * root / (1 - beta1**t)
     dtype = param.dtype
     c1, n1, c2, n2, floor, back, decay, shrink = np.array(
-        (beta1, 1 - beta1, beta2, 1 - beta2, eps * (root * root if eps_inside else root), rate, weight_decay, 1 - lr * weight_decay),
+        (
+            beta1,
+            1 - beta1,
+            beta2,
+            1 - beta2,
+            eps * (root * root if eps_inside else root),
+            rate,
+            weight_decay,
+            1 - lr * weight_decay,
+        ),
         dtype,
     )[:, None]  # one-element arrays: a ufunc takes them 0.3 µs faster than Python floats
     for start, stop, g in _pieces(param.size, grads, turned):
@@ -117,7 +126,7 @@ def sgd(
     maximize: bool,
 ) -> None:
     lr, momentum, dampening, weight_decay = hyper.tolist()
-    first = step.item() == 0
+    first = step.item(0) == 0
     step += 1
     for start, stop, g in _pieces(param.size, grads, turned):
         p = param[start:stop]

@@ -8,15 +8,15 @@ from gradflow.nn.activation import LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
 from gradflow.nn.containers import MLP, Residual, Sequential
 from gradflow.nn.flatten import Flatten
 from gradflow.nn.linear import Identity, Linear
-from gradflow.nn.loss import BCEWithLogitsLoss, CrossEntropyLoss, Loss, MSELoss
+from gradflow.nn.loss import BCELoss, BCEWithLogitsLoss, CrossEntropyLoss, Loss, MSELoss
 from gradflow.nn.module import Buffer, Module
 from gradflow.nn.utils import functional_call
 from gradflow.tensor import Parameter
 
 __all__ = [
-    "MLP", "BCEWithLogitsLoss", "Buffer", "CrossEntropyLoss", "Flatten", "Identity", "Linear", "LogSoftmax", "Loss",
-    "MSELoss", "Module", "Parameter", "ReLU", "Residual", "Sequential", "Sigmoid", "Softmax", "Tanh", "functional_call",
-    "init", "utils",
+    "MLP", "BCELoss", "BCEWithLogitsLoss", "Buffer", "CrossEntropyLoss", "Flatten", "Identity", "Linear", "LogSoftmax",
+    "Loss", "MSELoss", "Module", "Parameter", "ReLU", "Residual", "Sequential", "Sigmoid", "Softmax", "Tanh",
+    "functional_call", "init", "utils",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # where it would let every misspelt name pass

@@ -6,7 +6,7 @@ from typing import Any
 
 from gradflow.errors import ArgumentError, explain
 from gradflow.nn.module import Buffer, Module
-from gradflow.ops.neural import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from gradflow.ops.neural import binary_cross_entropy, binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from gradflow.tensor import Tensor
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -118,6 +118,32 @@ class BCEWithLogitsLoss(Loss):
         return binary_cross_entropy_with_logits(
             logits, target, weight=self.weight, pos_weight=self.pos_weight, reduction=self.reduction
         )
+
+
+class BCELoss(Loss):
+    """Binary cross-entropy of probabilities: −w (t ln y + (1 − t) ln(1 − y)), each logarithm at least −100.
+
+    For the outputs of a sigmoid; `BCEWithLogitsLoss` on its inputs is exact where σ rounds to 0 or 1.
+
+    Args:
+        weight: w, broadcast to the probabilities.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Raises:
+        ArgumentError: an unknown reduction.
+        ShapeError: (when called) a target of another shape than the probabilities.
+
+    >>> gf.nn.BCELoss()(gf.tensor([0.5, 1.0]), gf.tensor([1.0, 1.0]))
+    tensor(0.3465...)
+    """
+
+    def __init__(self, weight: Any = None, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.weight = None if weight is None else Buffer(weight)
+
+    def forward(self, probabilities: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of probabilities for a target of probabilities, both of the same shape."""
+        return binary_cross_entropy(probabilities, target, weight=self.weight, reduction=self.reduction)
 
 
 class MSELoss(Loss):

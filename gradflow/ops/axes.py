@@ -11,7 +11,7 @@ _OURS = {"dim": "axis", "keepdim": "keepdims", "dims": "axes", "ddof": "correcti
 
 
 def refuse(function: str, wrong: Mapping[str, object]) -> NoReturn:
-    """Raise the error for keyword arguments that a function does not have, naming ours where another library's is meant.
+    """Raise the error for a keyword argument that a function does not have; for another library's, name ours.
 
     >>> gf.sum(gf.ones(3), dim=0)
     Traceback (most recent call last):
@@ -42,7 +42,9 @@ def canonical_axis(function: str, axis: Any, ndim: int) -> int:
         valid = f"it has axes {-ndim}…{ndim - 1}" if ndim else "it has none"
         raise IndexRangeError(
             explain(
-                f"{function}() got axis={i} for a tensor of {ndim} axes.", f"{valid}.", f"gf.{function}(x, axis={ndim - 1})"
+                f"{function}() got axis={i} for a tensor of {ndim} axes.",
+                f"{valid}.",
+                f"gf.{function}(x, axis={ndim - 1})",
             )
         )
     return i % ndim

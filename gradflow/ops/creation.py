@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from gradflow import tensor as core
 from gradflow.backend import Backend, resolve
 from gradflow.config import get_default_dtype
 from gradflow.errors import ArgumentError, DTypeError, GraphError, explain
 from gradflow.primitive import namespace
-from gradflow.tensor import OPS, Operand, Parameter, Tensor, wrap
+from gradflow.tensor import OPS, Operand, Tensor, wrap
 
 DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(name)
-    for name in "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float32 float64".split()
+    name: np.dtype(name) for name in "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float32 float64".split()
 }
 
 
@@ -57,20 +55,20 @@ def _dtype_of(data: Any) -> np.dtype[Any] | None:
                 "gf.tensor(data.astype(np.float32))",
             )
         )
-    return dtype
+    return DTYPES[dtype.name]
 
 
-def _python_data(data: Any) -> np.ndarray:
-    """Numbers and nested sequences, which may hold Tensors and arrays, as one array: floats take the default dtype."""
+def _python_data(data: Any, wanted: np.dtype[Any] | None) -> np.ndarray:
+    """Numbers and nested sequences, which may hold Tensors and arrays, as one array; Python floats are float32."""
     try:
         array = np.array(_plain(data))
     except ValueError as error:
         raise ArgumentError(
-            explain(f"the data are ragged: {error}.", "every row must have the same length.", "gf.tensor([[1, 2], [3, 4]])")
+            explain(
+                f"the data are ragged: {error}.", "every row must have the same length.", "gf.tensor([[1, 2], [3, 4]])"
+            )
         ) from error
-    if array.dtype.kind == "f" and not _holds_arrays(data):
-        array = array.astype(get_default_dtype())
-    elif array.size == 0 and array.dtype == np.float64:
+    if array.dtype.kind == "f" and wanted is None and (array.size == 0 or not _holds_arrays(data)):
         array = array.astype(get_default_dtype())
     if array.dtype.name not in DTYPES:
         raise DTypeError(
@@ -127,7 +125,9 @@ def make_tensor(
                     "gf.asarray(numpy_array, copy=False)",
                 )
             )
-        data = _python_data(data)
+        data = _python_data(data, wanted)
+    elif isinstance(data, np.ndarray) and data.dtype == own and data.dtype is not own:
+        data = data.view(own)  # pickles and files bring dtype objects of their own; dtypes are compared by identity
     return wrap(xp.as_array(data, wanted if wanted is not None else own, copy), xp)
 
 
@@ -155,7 +155,13 @@ def tensor(
 
 
 def asarray(
-    obj: Any, /, *, dtype: Any = None, device: Any = None, backend: str | Backend | None = None, copy: bool | None = None
+    obj: Any,
+    /,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    backend: str | Backend | None = None,
+    copy: bool | None = None,
 ) -> Tensor:
     """Make a tensor that shares memory with `obj` where it can.
 
@@ -177,7 +183,7 @@ def asarray(
         if dtype is None or check_dtype(dtype) == obj.dtype:
             return obj
         if copy is None:
-            return core.cast(Tensor, OPS.astype(obj, dtype=check_dtype(dtype)))
+            return cast(Tensor, OPS.astype(obj, dtype=check_dtype(dtype)))
     try:
         return make_tensor(obj, dtype=dtype, backend=where, copy=copy)
     except ValueError as error:
@@ -251,9 +257,7 @@ def zeros(
     return full(shape, 0.0, dtype=dtype, backend=backend, requires_grad=requires_grad)
 
 
-def ones(
-    shape: Any, *, dtype: Any = None, backend: str | Backend | None = None, requires_grad: bool = False
-) -> Tensor:
+def ones(shape: Any, *, dtype: Any = None, backend: str | Backend | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor of ones.
 
     >>> gf.ones((1, 2))
@@ -347,7 +351,9 @@ def eye(
     tensor([[1., 0.],
             [0., 1.]])
     """
-    return tensor(np.eye(n_rows, n_cols, k, dtype=get_default_dtype() if dtype is None else check_dtype(dtype)), backend=backend)
+    return tensor(
+        np.eye(n_rows, n_cols, k, dtype=get_default_dtype() if dtype is None else check_dtype(dtype)), backend=backend
+    )
 
 
 def to(t: Tensor, target: Any, /) -> Tensor:
@@ -381,6 +387,6 @@ def to(t: Tensor, target: Any, /) -> Tensor:
 
 OPS.make_tensor = make_tensor
 __all__ = [
-    "DTYPES", "Parameter", "arange", "asarray", "eye", "from_dlpack", "full", "full_like", "linspace", "ones",
+    "DTYPES", "arange", "asarray", "eye", "from_dlpack", "full", "full_like", "linspace", "ones",
     "ones_like", "tensor", "to", "zeros", "zeros_like",
 ]  # fmt: skip

@@ -161,7 +161,9 @@ def _index_array(part: Any, x: Tensor) -> Tensor:
     index = part if isinstance(part, Tensor) else make_tensor(part, backend=x.backend, copy=None)
     if index.dtype.kind not in "biu":
         raise DTypeError(
-            explain(f"an index of dtype {index.dtype}.", "an index array holds integers or booleans.", "i.astype(gf.int64)")
+            explain(
+                f"an index of dtype {index.dtype}.", "an index array holds integers or booleans.", "i.astype(gf.int64)"
+            )
         )
     return index
 
@@ -210,7 +212,7 @@ def _fit_value(x: Tensor, value: Operand) -> Tensor:
                 "t = t.astype(gf.float32), or value.astype(t.dtype)",
             )
         )
-    return value if value.dtype == x.dtype else OPS.astype(value, dtype=x.dtype)  # type: ignore[no-any-return]
+    return value if value.dtype == x.dtype else OPS.astype(value, dtype=x.dtype)
 
 
 def refuse_write_to_leaf(x: Tensor, what: str) -> None:
@@ -234,7 +236,9 @@ def _write(what: str, x: Tensor, value: Tensor, write: Any) -> None:
         write()
     except ValueError as error:
         raise ShapeError(
-            explain(f"{what}: a value of shape {value.shape} into a tensor of shape {x.shape}.", f"{error}.", "t[...] = 0.0")
+            explain(
+                f"{what}: a value of shape {value.shape} into a tensor of shape {x.shape}.", f"{error}.", "t[...] = 0.0"
+            )
         ) from error
 
 

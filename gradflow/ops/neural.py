@@ -68,7 +68,9 @@ def linear(x: Operand, weight: Operand, bias: Operand | None = None, /) -> Tenso
 def _check_linear(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
     if len(weight) != 2:
         raise ShapeError(
-            explain(f"linear with a weight of shape {weight}.", "a weight has shape (out, in).", "weight.reshape(out, in)")
+            explain(
+                f"linear with a weight of shape {weight}.", "a weight has shape (out, in).", "weight.reshape(out, in)"
+            )
         )
     if not x or x[-1] != weight[1]:
         raise ShapeError(
@@ -187,6 +189,12 @@ def binary_cross_entropy_terms(logits: Tensor, target: Tensor, /) -> Tensor:
     ...
 
 
+@primitive("float")
+def binary_cross_entropy_of_probabilities(x: Tensor, target: Tensor, /) -> Tensor:
+    """−t ln x − (1 − t) ln(1 − x), element by element, with each logarithm at least −100."""
+    ...
+
+
 @primitive("float", residual=True)
 def mean_squared_error(x: Tensor, target: Tensor, /) -> Tensor:
     """Mean of (x − target)² over all elements; the shapes are equal."""
@@ -198,6 +206,14 @@ def _impl_bce(xp: Any, x: Any, t: Any) -> Any:
     tail = xp.softplus(-xp.abs(x))
     wrong = xp.where(t == 0, 0.0, t * xp.maximum(-x, 0.0)) + xp.where(t == 1, 0.0, (1 - t) * xp.maximum(x, 0.0))
     return tail + wrong
+
+
+def _clamped_log(xp: Any, x: Any) -> Any:
+    return xp.maximum(xp.where(x == 0, -100.0, xp.log(xp.where(x == 0, 1.0, x))), -100.0)
+
+
+def _vjp_bce_of_probabilities(xp: Any, g: Any, x: Any, target: Any) -> Any:
+    return g * (x - target) / xp.maximum(x * (1 - x), 1e-12)
 
 
 def _counted(xp: Any, labels: Any, ignore_index: int, dtype: Any) -> tuple[Any, Any, Any]:
@@ -221,12 +237,24 @@ def _vjp_cross_entropy(xp: Any, g: Any, logits: Any, labels: Any, ignore_index: 
 
 defimpl(softmax_cross_entropy, _impl_cross_entropy)
 defimpl(binary_cross_entropy_terms, _impl_bce)
-defimpl(mean_squared_error, lambda xp, x, target: xp.mean(xp.square(x - target), axis=tuple(range(len(x.shape))), keepdims=False))
+defimpl(
+    binary_cross_entropy_of_probabilities,
+    lambda xp, x, target: -(target * _clamped_log(xp, x) + (1 - target) * _clamped_log(xp, 1 - x)),
+)
+defimpl(
+    mean_squared_error,
+    lambda xp, x, target: xp.mean(xp.square(x - target), axis=tuple(range(len(x.shape))), keepdims=False),
+)
 defvjp(softmax_cross_entropy, logits=_vjp_cross_entropy)
 defvjp(
     binary_cross_entropy_terms,
     logits=lambda xp, g, logits, target: g * (xp.sigmoid(logits) - target),
     target=lambda xp, g, logits: -g * logits,
+)
+defvjp(
+    binary_cross_entropy_of_probabilities,
+    x=_vjp_bce_of_probabilities,
+    target=lambda xp, g, x: g * (_clamped_log(xp, 1 - x) - _clamped_log(xp, x)),
 )
 defvjp(
     mean_squared_error,
@@ -319,6 +347,32 @@ def binary_cross_entropy_with_logits(
     return _reduced(loss if weight is None else loss * weight, reduction)
 
 
+def binary_cross_entropy(
+    input: Operand, target: Operand, /, *, weight: Operand | None = None, reduction: str = "mean"
+) -> Tensor:
+    """Binary cross-entropy −w [t ln x + (1 − t) ln(1 − x)] of probabilities x, each logarithm at least −100.
+
+    With logits at hand, `binary_cross_entropy_with_logits` is exact where σ rounds to 0 or 1.
+
+    Args:
+        input: probabilities in [0, 1], any shape.
+        target: probabilities in [0, 1], the same shape.
+        weight: factor w of each element; broadcasts.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        ShapeError: the shapes of input and target differ.
+
+    >>> gf.binary_cross_entropy(gf.tensor([0.5, 1.0]), gf.tensor([1.0, 1.0]))
+    tensor(0.34657359)
+    """
+    _check_reduction("binary_cross_entropy", reduction)
+    x, t = as_tensor(input), as_tensor(target)
+    _same_shape("binary_cross_entropy", x, t)
+    loss = binary_cross_entropy_of_probabilities(x, t)
+    return _reduced(loss if weight is None else loss * weight, reduction)
+
+
 def cross_entropy(
     input: Operand,
     target: Operand,
@@ -353,10 +407,16 @@ def cross_entropy(
     _check_reduction("cross_entropy", reduction)
     if not 0 <= label_smoothing <= 1:
         raise ArgumentError(
-            explain(f"cross_entropy with label_smoothing={label_smoothing}.", "it is a share in [0, 1].", "label_smoothing=0.1")
+            explain(
+                f"cross_entropy with label_smoothing={label_smoothing}.",
+                "it is a share in [0, 1].",
+                "label_smoothing=0.1",
+            )
         )
     if x.ndim == 0:
-        raise ShapeError(explain("cross_entropy of a 0-d input.", "it needs a class axis.", "logits of shape (n, classes)"))
+        raise ShapeError(
+            explain("cross_entropy of a 0-d input.", "it needs a class axis.", "logits of shape (n, classes)")
+        )
     at = 0 if x.ndim == 1 else 1
     logp = moveaxis(log_softmax(x, axis=at), at, -1)
     probabilities = t.dtype.kind == "f"
@@ -370,10 +430,14 @@ def cross_entropy(
             explain(
                 f"cross_entropy got input of shape {x.shape} and target of shape {t.shape}.",
                 f"{'class probabilities' if probabilities else 'class labels'} for that input have shape {expected}.",
-                "target.reshape(-1)" if t.size == x.size // max(x.shape[at], 1) else "logits of shape (n, classes), labels (n,)",
+                "target.reshape(-1)"
+                if t.size == x.size // max(x.shape[at], 1)
+                else "logits of shape (n, classes), labels (n,)",
             )
         )
-    return _general_cross_entropy(logp, moveaxis(t, at, -1) if probabilities else t, weight, ignore_index, label_smoothing, reduction)
+    return _general_cross_entropy(
+        logp, moveaxis(t, at, -1) if probabilities else t, weight, ignore_index, label_smoothing, reduction
+    )
 
 
 def _general_cross_entropy(
@@ -414,6 +478,6 @@ def _general_cross_entropy(
 
 
 __all__ = [
-    "binary_cross_entropy_with_logits", "cross_entropy", "linear", "log_softmax", "logsumexp", "mse_loss", "one_hot",
-    "softmax",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "linear", "log_softmax", "logsumexp",
+    "mse_loss", "one_hot", "softmax",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ of two (normal, by Box and Muller). A draw is a primitive of the generator's sta
 
 from __future__ import annotations
 
-import secrets
+import os
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class Generator:
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self.manual_seed(secrets.randbits(64) if seed is None else seed)
+        self.manual_seed(int.from_bytes(os.urandom(8), "little") if seed is None else seed)
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of a seed."""
@@ -85,7 +85,7 @@ class Generator:
         return f"Generator(seed={seed}, counter={counter})"
 
 
-_default = Generator()
+_default: Generator | None = None  # made at first use: importing gradflow chooses no backend
 
 
 def manual_seed(seed: int) -> Generator:
@@ -93,13 +93,16 @@ def manual_seed(seed: int) -> Generator:
 
     >>> _ = gf.manual_seed(0)
     >>> gf.random.uniform(2)
-    tensor([0.01151404, 0.4344938 ])
+    tensor([0.01154673, 0.2415492 ])
     """
-    return _default.manual_seed(seed)
+    return default_generator().manual_seed(seed)
 
 
 def default_generator() -> Generator:
     """The generator that is used where none is given."""
+    global _default
+    if _default is None:
+        _default = Generator()
     return _default
 
 
@@ -110,7 +113,7 @@ def _draw(
     if wanted.kind != "f":
         raise DTypeError(explain(f"random numbers of dtype {wanted}.", "they are real numbers.", "dtype=gf.float32"))
     lengths = _shape(shape)
-    state = (_default if generator is None else generator)._on(backend)
+    state = (default_generator() if generator is None else generator)._on(backend)
     out = kind(state, shape=lengths, dtype=wanted)
     words = out.size + (out.size % 2 if kind is random_normal else 0)
     advance(state, blocks=-(-words // _WORDS_PER_BLOCK))

@@ -90,10 +90,12 @@ def _degrees(shape: tuple[int, ...], axis: tuple[int, ...], correction: float) -
     return builtins.max(_count(shape, axis) - correction, 0.0) or float("nan")
 
 
-defvjp(_sum, x=lambda xp, g, x_shape, axis, keepdims: _spread(xp, g, x_shape, axis, keepdims))
+defvjp(_sum, x=_spread)
 defvjp(
     _mean,
-    x=lambda xp, g, x_shape, axis, keepdims: _spread(xp, g * (1 / builtins.max(_count(x_shape, axis), 1)), x_shape, axis, keepdims),
+    x=lambda xp, g, x_shape, axis, keepdims: _spread(
+        xp, g * (1 / builtins.max(_count(x_shape, axis), 1)), x_shape, axis, keepdims
+    ),
 )
 defvjp(_max, x=_vjp_extreme)
 defvjp(_min, x=_vjp_extreme)
@@ -108,7 +110,9 @@ def _impl_var(xp: Any, x: Any, *, axis: tuple[int, ...], correction: float, keep
 
 defimpl(
     _mean,
-    lambda xp, x, *, axis, keepdims: xp.sum(x, axis=axis, keepdims=keepdims) * (1 / builtins.max(_count(x.shape, axis), 1)),
+    lambda xp, x, *, axis, keepdims: (
+        xp.sum(x, axis=axis, keepdims=keepdims) * (1 / builtins.max(_count(x.shape, axis), 1))
+    ),
 )
 defimpl(_var, _impl_var)
 defimpl(_std, lambda xp, x, **settings: xp.sqrt(xp.var(x, **settings)))
@@ -182,7 +186,9 @@ def min(x: Operand, /, *, axis: Axes = None, keepdims: bool = False, **wrong: ob
     return _min(x, axis=canonical_axes("min", axis, x.ndim), keepdims=bool(keepdims))
 
 
-def var(x: Operand, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False, **wrong: object) -> Tensor:
+def var(
+    x: Operand, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False, **wrong: object
+) -> Tensor:
     """Variance Σ (xᵢ − x̄)² / (n − correction) over axes.
 
     >>> gf.var(gf.tensor([1.0, 2.0, 3.0]), correction=1)
@@ -194,7 +200,9 @@ def var(x: Operand, /, *, axis: Axes = None, correction: float = 0.0, keepdims: 
     return _var(x, axis=canonical_axes("var", axis, x.ndim), correction=correction, keepdims=bool(keepdims))
 
 
-def std(x: Operand, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False, **wrong: object) -> Tensor:
+def std(
+    x: Operand, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False, **wrong: object
+) -> Tensor:
     """Standard deviation, the root of `var`; its derivative where all values are equal is 0.
 
     >>> gf.std(gf.tensor([1.0, 2.0, 3.0]), correction=1)

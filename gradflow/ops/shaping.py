@@ -45,6 +45,12 @@ def copy(x: Operand, /) -> Tensor:
     ...
 
 
+@primitive("any")
+def alias(x: Tensor, /) -> Tensor:
+    """The same memory as another node of the graph."""
+    ...
+
+
 def _vjp_concat(xp: Any, g: Any, position: int, arrays_shapes: tuple[tuple[int, ...], ...], axis: int) -> Any:
     start = sum(shape[axis] for shape in arrays_shapes[:position])
     piece = slice(start, start + arrays_shapes[position][axis])
@@ -53,10 +59,13 @@ def _vjp_concat(xp: Any, g: Any, position: int, arrays_shapes: tuple[tuple[int, 
 
 defvjp(_reshape, x=lambda xp, g, x_shape: xp.reshape(g, shape=x_shape))
 defvjp(_broadcast_to, x=lambda xp, g: g)  # the sweep sums it back
-defvjp(_permute_dims, x=lambda xp, g, axes: xp.permute_dims(g, axes=tuple(sorted(range(len(axes)), key=axes.__getitem__))))
+defvjp(
+    _permute_dims, x=lambda xp, g, axes: xp.permute_dims(g, axes=tuple(sorted(range(len(axes)), key=axes.__getitem__)))
+)
 defvjp(_astype, x=lambda xp, g: g)  # the sweep casts it back
 defvjp(_concat, arrays=_vjp_concat)
 defvjp(copy, x=lambda xp, g: g)
+defvjp(alias, x=lambda xp, g: g)
 defimpl(copy, lambda xp, x: xp.backend.asarray(x, copy=True))
 
 
@@ -73,7 +82,7 @@ def reshape(x: Operand, /, shape: int | Sequence[int], *, copy: bool | None = No
     x = as_tensor(x)
     if copy:
         x = _copied(x)
-    return _reshape(x, shape=_resolve_shape(x, (shape,) if hasattr(shape, "__index__") else tuple(shape)))  # type: ignore[arg-type]
+    return _reshape(x, shape=_resolve_shape(x, (shape,) if hasattr(shape, "__index__") else tuple(shape)))
 
 
 def _copied(x: Tensor) -> Tensor:
@@ -83,7 +92,9 @@ def _copied(x: Tensor) -> Tensor:
 def _resolve_shape(x: Tensor, shape: Sequence[Any]) -> tuple[int, ...]:
     if any(not hasattr(n, "__index__") for n in shape):
         raise DTypeError(
-            explain(f"reshape to {tuple(shape)!r}.", "lengths are integers.", "gf.reshape(x, (2, -1)) or x.reshape(2, -1)")
+            explain(
+                f"reshape to {tuple(shape)!r}.", "lengths are integers.", "gf.reshape(x, (2, -1)) or x.reshape(2, -1)"
+            )
         )
     wanted = tuple(int(n.__index__()) for n in shape)
     if wanted.count(-1) == 1:
@@ -94,7 +105,8 @@ def _resolve_shape(x: Tensor, shape: Sequence[Any]) -> tuple[int, ...]:
         raise ShapeError(
             explain(
                 f"reshape of shape {x.shape} to {tuple(shape)}.",
-                f"the {x.size} elements do not fill that shape" + (", and only one length may be -1." if min(wanted) < 0 else "."),
+                f"the {x.size} elements do not fill that shape"
+                + (", and only one length may be -1." if min(wanted) < 0 else "."),
                 "gf.reshape(x, (x.shape[0], -1))",
             )
         )
@@ -241,7 +253,9 @@ def concat(arrays: Sequence[Operand], /, *, axis: int | None = 0, **wrong: objec
     at = canonical_axis("concat", axis, tensors[0].ndim)
     expected = tensors[0].shape
     for i, t in enumerate(tensors):
-        if t.ndim != len(expected) or any(n != m for j, (n, m) in enumerate(zip(t.shape, expected, strict=True)) if j != at):
+        if t.ndim != len(expected) or any(
+            n != m for j, (n, m) in enumerate(zip(t.shape, expected, strict=True)) if j != at
+        ):
             raise ShapeError(
                 explain(
                     f"concat along axis {axis}: array 0 has shape {expected}, array {i} has {t.shape}.",
@@ -281,14 +295,20 @@ def stack(arrays: Sequence[Operand], /, *, axis: int = 0, **wrong: object) -> Te
 
 def _together(name: str, arrays: Sequence[Operand]) -> tuple[Tensor, ...]:
     """Several arrays as tensors of one backend and dtype."""
-    if isinstance(arrays, Tensor | np.ndarray) and arrays.ndim == 0 or not isinstance(arrays, Sequence | Tensor | np.ndarray):
-        raise DTypeError(explain(f"{name} of a {type(arrays).__name__}.", "it takes a sequence of tensors.", f"gf.{name}([x, y])"))
+    if (
+        isinstance(arrays, Tensor | np.ndarray)
+        and arrays.ndim == 0
+        or not isinstance(arrays, Sequence | Tensor | np.ndarray)
+    ):
+        raise DTypeError(
+            explain(f"{name} of a {type(arrays).__name__}.", "it takes a sequence of tensors.", f"gf.{name}([x, y])")
+        )
     if len(arrays) == 0:
         raise ArgumentError(explain(f"{name} of no arrays.", "the result would have no shape.", f"gf.{name}([x, y])"))
     return coerce(of(_concat), [as_tensor(a) for a in arrays])
 
 
 __all__ = [
-    "astype", "broadcast_to", "concat", "copy", "expand_dims", "flatten", "moveaxis", "permute_dims", "reshape", "squeeze",
-    "stack",
+    "astype", "broadcast_to", "concat", "copy", "expand_dims", "flatten", "moveaxis", "permute_dims", "reshape",
+    "squeeze", "stack",
 ]  # fmt: skip

@@ -1,8 +1,8 @@
 """Update rules of the optimizers: primitives that write parameters and optimizer state in place.
 
 Each works on flat buffers that hold many parameters one after the other. `grads` are the parameters' gradients in the
-buffer's order, one turned (transposed) where the parameter's memory is. Hyper-parameters are read from an array, so that
-a traced step sees them change. The rules themselves are written once, over scalars and arrays alike.
+buffer's order, one turned (transposed) where the parameter's memory is. Hyper-parameters are read from an array, so
+that a traced step sees them change. The rules themselves are written once, over scalars and arrays alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ ADAM_HYPER = ("lr", "beta1", "beta2", "eps", "weight_decay")
 
 @primitive("any", writes=3)
 def sgd(
-    param: Tensor, velocity: Tensor, step: Tensor, hyper: Tensor, /, *grads: Tensor, turned: Turned, nesterov: bool, maximize: bool
+    param: Tensor,
+    velocity: Tensor,
+    step: Tensor,
+    hyper: Tensor,
+    /,
+    *grads: Tensor,
+    turned: Turned,
+    nesterov: bool,
+    maximize: bool,
 ) -> None:
     """Stochastic gradient descent with momentum (`SGD_HYPER`); see `optim.SGD` for the equations."""
 
@@ -44,7 +52,10 @@ def adam(
 
 def _flat(xp: Any, grads: tuple[Any, ...], turned: Turned) -> Any:
     """The gradients in the order of the flat buffer."""
-    pieces = [xp.reshape(xp.matrix_transpose(g) if turn else g, shape=(g.size,)) for g, turn in zip(grads, turned, strict=True)]
+    pieces = [
+        xp.reshape(xp.matrix_transpose(g) if turn else g, shape=(g.size,))
+        for g, turn in zip(grads, turned, strict=True)
+    ]
     return pieces[0] if len(pieces) == 1 else xp.concat(*pieces, axis=0)
 
 

@@ -1,0 +1,169 @@
+"""Tracing: run a function once, eagerly, and write down every operation as an equation.
+
+The tracer is one more interpreter, entered through the mode; the engine knows nothing of it. Values flow along, so no
+shape rules are needed. A value is known by its array, which the trace keeps alive: arrays that are neither arguments
+nor results (parameters, optimizer state, hyper-parameters, constants) are bound by identity, never copied, so a replay
+sees what they hold then. Backward sweeps run on Tensors while tracing, so derivatives become equations too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NamedTuple
+
+from gradflow import tape
+from gradflow.errors import ShapeError, TracedValueError, explain
+from gradflow.mode import NO_GRAD, RECORD, Mode, get_mode, using
+from gradflow.primitive import Primitive
+from gradflow.tensor import Tensor, wrap
+
+
+class Equation(NamedTuple):
+    """One operation: output = primitive(*operands, **settings), or a write into its first operands."""
+
+    primitive: Primitive
+    operands: tuple[int, ...]
+    settings: dict[str, Any]
+    output: int | None
+
+    def __str__(self) -> str:
+        settings = "".join(f", {key}={value!r}" for key, value in self.settings.items())
+        call = f"{self.primitive.name}({', '.join(f'v{v}' for v in self.operands)}{settings})"
+        if self.output is not None:
+            return f"v{self.output} = {call}"
+        return f"{', '.join(f'v{v}' for v in self.operands[: self.primitive.writes])} := {call}"
+
+
+class Trace:
+    """The equations of one run.
+
+    Attributes:
+        equations: in order of execution.
+        arguments: the variables that a replay replaces.
+        results: the variables that a replay returns.
+        bound: variable -> array, for everything met that is neither argument nor result of an equation.
+    """
+
+    def __init__(self) -> None:
+        self.equations: list[Equation] = []
+        self.arguments: list[int] = []
+        self.results: list[int] = []
+        self.bound: dict[int, Any] = {}
+        self._variables: dict[int, int] = {}
+        self._alive: list[Any] = []
+        self._computed: set[int] = set()
+        self._xp: Any = None
+        self._shapes: list[tuple[Any, ...]] = []
+
+    # ------------------------------------------------------------ the interpreter
+    def apply(
+        self, primitive: Primitive, operands: tuple[Tensor, ...], settings: dict[str, Any], recording: bool
+    ) -> Any:
+        """Run one operation eagerly and write it down."""
+        inputs = tuple(self._variable(t) for t in operands)
+        with using(RECORD if recording else NO_GRAD):
+            out = primitive.function(*operands, **settings)
+        output = None if primitive.writes else self._new(out)
+        if output is not None:
+            self._computed.add(output)
+        self.equations.append(Equation(primitive, inputs, settings, output))
+        return out
+
+    def read(self, tensor: Tensor, how: str) -> None:
+        """Refuse to hand out a value that the next call will compute anew.
+
+        Raises:
+            TracedValueError: always, for a traced value.
+        """
+        if self.traces(tensor):
+            raise TracedValueError(
+                explain(
+                    f"{how} of a traced value{_user_line()}.",
+                    "the step is recorded once and replayed: what Python read now would be used for ever.",
+                    "return the tensor from the step and read it outside; gf.where(condition, x, y) chooses by value",
+                )
+            )
+
+    def traces(self, tensor: Tensor) -> bool:
+        """Whether a tensor's value depends on the arguments or is computed by an equation."""
+        variable = self._variables.get(id(tensor._data))
+        return variable is not None and (variable in self._computed or variable in self.arguments)
+
+    def _variable(self, t: Tensor) -> int:
+        known = self._variables.get(id(t._data))
+        if known is None:
+            known = self._new(t)
+            self.bound[known] = t._data
+        return known
+
+    def _new(self, t: Tensor) -> int:
+        self._xp = t._xp
+        variable = len(self._alive)
+        self._alive.append(t._data)
+        self._variables[id(t._data)] = variable
+        return variable
+
+    # ------------------------------------------------------------ from a function, and back to a run
+    def run(self, function: Callable[..., Any], arguments: tuple[Tensor, ...]) -> Any:
+        """Run a function of tensors under this trace."""
+        self.arguments = [self._new(t) for t in arguments]
+        self._shapes = [(t.shape, t.dtype) for t in arguments]
+        with using(Mode(get_mode().recording, self)):
+            out = function(*arguments)
+        outputs = out if isinstance(out, tuple | list) else (out,)
+        self.results = [self._variable(t) for t in outputs if isinstance(t, Tensor)]
+        return out
+
+    def replay(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """Run the equations one by one on new arguments; states are read, and written, where they lie.
+
+        Raises:
+            ShapeError: arguments of other shapes or dtypes than the traced ones.
+        """
+        if [(t.shape, t.dtype) for t in arguments] != self._shapes:
+            raise ShapeError(
+                explain(
+                    f"a replay on {[(t.shape, t.dtype.name) for t in arguments]}.",
+                    f"the trace holds for {[(shape, dtype.name) for shape, dtype in self._shapes]}.",
+                    "trace the function again for other shapes",
+                )
+            )
+        values = dict(self.bound)
+        values.update(zip(self.arguments, (t._data for t in arguments), strict=True))
+        for primitive, operands, settings, output in self.equations:
+            arrays = [values[v] for v in operands]
+            out = getattr(self._xp, primitive.name)(*arrays, **settings)
+            if output is None:
+                for array in arrays[: primitive.writes]:
+                    tape.writes.mark(self._xp.backend.extent(array))
+            else:
+                values[output] = out if out.shape else self._xp.as_array(out)
+        return tuple(wrap(values[v], self._xp) for v in self.results)
+
+    def __str__(self) -> str:
+        return "\n".join(str(equation) for equation in self.equations)
+
+
+def trace(function: Callable[..., Any], *arguments: Tensor) -> tuple[Any, Trace]:
+    """Run a function of tensors and record it: its result, and the trace that replays it.
+
+    >>> from gradflow.compiler import trace
+    >>> out, recorded = trace(lambda x: gf.sqrt(x) * 2, gf.tensor([1.0]))
+    >>> print(recorded)
+    v1 = sqrt(v0)
+    v3 = multiply(v1, v2)
+    >>> recorded.replay(gf.tensor([9.0]))
+    (tensor([6.]),)
+    """
+    recorded = Trace()
+    return recorded.run(function, arguments), recorded
+
+
+def _user_line() -> str:
+    """Where in the user's code the present call came from."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "gradflow":
+        frame = frame.f_back
+    return "" if frame is None else f" at {frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,0 +1,414 @@
+"""What all optimizers share: parameter groups, flat buffers, the step, and the state dict."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, cast, final
+
+import numpy as np
+
+from gradflow.errors import ArgumentError, DTypeError, GraphError, StateDictError, explain
+from gradflow.ops.creation import make_tensor, zeros
+from gradflow.tensor import OPS, Tensor, no_grad
+
+
+class _Buffer:
+    """All parameters of one dtype in one piece of memory, and the optimizer's state beside it.
+
+    A parameter keeps its shape and its memory order; it becomes a view of the buffer. State is one array per slot
+    (a moment), and a count of steps for each parameter.
+    """
+
+    def __init__(self, params: list[Tensor], slots: tuple[str, ...]) -> None:
+        self.params = params
+        backend, dtype = params[0].backend, params[0].dtype
+        self.ends = np.cumsum([p.size for p in params]).tolist()
+        self.starts = [0, *self.ends[:-1]]
+        self.slots = [zeros(self.ends[-1], dtype=dtype, backend=backend) for _ in slots]
+        self.steps = zeros(len(params), dtype=np.float64, backend=backend)
+        self.adopt()
+
+    @no_grad()
+    def adopt(self) -> None:
+        """Move the parameters into a buffer; also when somebody has given one of them other memory since.
+
+        Raises:
+            GraphError: a parameter has changed its dtype or backend since the optimizer was built.
+        """
+        first = self.params[0]
+        home = self.slots[0]
+        if any(p.dtype != home.dtype or p.backend is not home.backend for p in self.params):
+            raise GraphError(
+                explain(
+                    f"a parameter left {home.dtype} on {home.backend.name} after the optimizer was built.",
+                    "the optimizer's state lies where its parameters were.",
+                    "model.to(...) first, then optim.Adam(model.parameters())",
+                )
+            )
+        self.flat = zeros(self.ends[-1], dtype=first.dtype, backend=first.backend)
+        self.turned = [_is_turned(p) for p in self.params]
+        self.data = []
+        for p, start, end, turn in zip(self.params, self.starts, self.ends, self.turned, strict=True):
+            view = self.flat[start:end].reshape(p.shape[::-1] if turn else p.shape)
+            view = view.mT if turn else view
+            OPS.assign(view, p)
+            p._data = view._data
+            self.data.append(view._data)
+        self.runs: dict[tuple[bool, ...], list[_Run]] = {}
+
+    def gradients(self) -> tuple[list[Tensor], list[_Run]]:
+        """The gradients there are, and the runs of neighbouring parameters that have one and have made equal steps."""
+        grads: list[Any] = []
+        everyone = True
+        for p, data in zip(self.params, self.data):  # noqa: B905  (on the path of every step)
+            if p._data is not data:
+                self.adopt()
+                return self.gradients()
+            node = p._node
+            grad = None if node is None else node.grad
+            if grad is None:
+                everyone = False
+            grads.append(grad)
+        present = () if everyone else tuple(g is not None for g in grads)
+        runs = self.runs.get(present)
+        if runs is None:
+            runs = self._split(present or (True,) * len(grads))
+            self.runs = {present: runs}  # alone: when another set of parameters takes part, step counts will differ
+        return (grads if everyone else [g for g in grads if g is not None]), runs
+
+    @no_grad()
+    def _split(self, present: tuple[bool, ...]) -> list[_Run]:
+        steps = self.steps.tolist()
+        runs: list[_Run] = []
+        i = 0
+        while i < len(present):
+            if not present[i]:
+                i += 1
+                continue
+            j = i + 1
+            while j < len(present) and present[j] and steps[j] == steps[i]:
+                j += 1
+            runs.append(_Run(self, i, j))
+            i = j
+        return runs
+
+
+class _Run:
+    """Neighbouring parameters that are updated in one call."""
+
+    def __init__(self, buffer: _Buffer, i: int, j: int) -> None:
+        start, end = buffer.starts[i], buffer.ends[j - 1]
+        self.count = j - i
+        self.arrays = (buffer.flat[start:end], *(slot[start:end] for slot in buffer.slots), buffer.steps[i:j])
+        self.turned = tuple(buffer.turned[i:j])
+
+
+def _is_turned(p: Tensor) -> bool:
+    flags = getattr(p._data, "flags", None)
+    return p.ndim == 2 and flags is not None and bool(flags.f_contiguous) and not bool(flags.c_contiguous)
+
+
+class ParamGroup(Mapping[str, Any]):
+    """Parameters that share hyper-parameters; `group["lr"] = 0.1` is seen by the next step.
+
+    Hyper-parameters live in one array that the update rule reads, so a captured step sees a change too.
+    """
+
+    def __init__(self, optimizer: Optimizer, params: list[Tensor], values: dict[str, float]) -> None:
+        self.params = params
+        self._names = optimizer.hyper
+        self._check = optimizer._check
+        for name, value in values.items():
+            self._check(name, value)
+        backend = params[0].backend
+        self.hyper = make_tensor(np.array([values[name] for name in self._names], np.float64), backend=backend)
+        by_dtype: dict[Any, list[Tensor]] = {}
+        for p in params:
+            by_dtype.setdefault((p.dtype, p.backend), []).append(p)
+        self.buffers = [_Buffer(members, optimizer.slots) for members in by_dtype.values()]
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "params":
+            return self.params
+        if name not in self._names:
+            raise KeyError(name)
+        return self.hyper.tolist()[self._names.index(name)]
+
+    def __setitem__(self, name: str, value: float) -> None:
+        if name not in self._names:
+            raise ArgumentError(
+                explain(
+                    f"a parameter group has no {name!r}.", f"it has {', '.join(self._names)}.", 'group["lr"] = 0.01'
+                )
+            )
+        self._check(name, value)
+        with no_grad():
+            self.hyper[self._names.index(name)] = float(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("params", *self._names))
+
+    def __len__(self) -> int:
+        return 1 + len(self._names)
+
+
+class Optimizer(ABC):
+    """Base of all optimizers: an update rule applied to every parameter that has a gradient.
+
+    Args:
+        params: parameters, or dicts with "params" and hyper-parameters that differ from the rest.
+        defaults: hyper-parameters of every group that does not say otherwise.
+
+    Raises:
+        ArgumentError: no parameters, a parameter named twice, or a hyper-parameter out of range.
+        GraphError: a tensor that an operation made.
+        DTypeError: something that is no tensor.
+    """
+
+    hyper: ClassVar[tuple[str, ...]]  # the hyper-parameters, in the order in which the rule reads them
+    slots: ClassVar[tuple[str, ...]]  # the names of the arrays of state, PyTorch's
+
+    def __init__(self, params: Iterable[Any], defaults: dict[str, float]) -> None:
+        self._defaults = defaults
+        self.param_groups: list[ParamGroup] = []
+        if isinstance(params, Tensor):
+            raise DTypeError(
+                explain(
+                    f"{type(self).__name__} got one tensor.",
+                    "it takes an iterable of parameters.",
+                    f"{type(self).__name__}([parameter], lr=...)",
+                )
+            )
+        given = list(params)
+        groups = given if given and all(isinstance(g, dict) for g in given) else [{"params": given}]
+        checked = [self._checked_group(group) for group in groups]
+        self._refuse_duplicates([p for members, _ in checked for p in members])
+        self.param_groups = [ParamGroup(self, members, values) for members, values in checked]
+
+    @abstractmethod
+    def _update(self, run: _Run, hyper: Tensor, grads: list[Tensor]) -> None:
+        """Apply the rule to one run of parameters."""
+
+    @abstractmethod
+    def _check(self, name: str, value: float) -> None:
+        """Raise ArgumentError for a hyper-parameter out of range."""
+
+    @final
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Update every parameter that has a gradient; with a closure, compute the loss by it first and return it."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for buffer in group.buffers:
+                grads, runs = buffer.gradients()
+                if len(runs) == 1:
+                    self._update(runs[0], group.hyper, grads)
+                    continue
+                at = 0
+                for run in runs:
+                    self._update(run, group.hyper, grads[at : at + run.count])
+                    at += run.count
+        return loss
+
+    @final
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for group in self.param_groups:
+            for p in group.params:
+                if (node := p._node) is not None:
+                    node.grad = None
+
+    @final
+    def add_param_group(self, group: dict[str, Any]) -> None:
+        """Train further parameters, with hyper-parameters of their own where the dict names any."""
+        members, values = self._checked_group(group)
+        self._refuse_duplicates([*(p for g in self.param_groups for p in g.params), *members])
+        self.param_groups.append(ParamGroup(self, members, values))
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first group; setting it sets that of all groups."""
+        return cast(float, self.param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = value
+
+    # ------------------------------------------------------------ checks
+    def _checked_group(self, group: Any) -> tuple[list[Tensor], dict[str, float]]:
+        name = type(self).__name__
+        if not isinstance(group, dict) or "params" not in group:
+            raise ArgumentError(
+                explain(
+                    f"{name} got a parameter group without parameters.",
+                    'a group is a dict with "params".',
+                    '{"params": [w], "lr": 0.1}',
+                )
+            )
+        given = group["params"]
+        params = [given] if isinstance(given, Tensor) else list(given)
+        if not params:
+            raise ArgumentError(
+                explain(
+                    f"{name} got no parameters.",
+                    "there is nothing to train; an iterator may have been used up.",
+                    f"{name}(model.parameters(), lr={self._defaults['lr']})",
+                )
+            )
+        for i, p in enumerate(params):
+            if not isinstance(p, Tensor):
+                fix = (
+                    f"{name}([p for _, p in model.named_parameters()])"
+                    if isinstance(p, tuple)
+                    else f"{name}(model.parameters())"
+                )
+                raise DTypeError(
+                    explain(f"{name} got a {type(p).__name__} as parameter {i}.", "parameters are tensors.", fix)
+                )
+            if not p.is_leaf:
+                raise GraphError(
+                    explain(
+                        f"parameter {i} of {name} was made by an operation.",
+                        "only a leaf can be updated in place and collects a gradient.",
+                        "w = gf.Parameter(initial_values) and train that",
+                    )
+                )
+            if p.dtype.kind != "f":
+                raise DTypeError(
+                    explain(
+                        f"parameter {i} of {name} has dtype {p.dtype}.",
+                        "only real numbers are trained.",
+                        "p.astype(gf.float32)",
+                    )
+                )
+        wrong = set(group) - {"params", *self.hyper, *self._defaults}
+        if wrong:
+            raise ArgumentError(
+                explain(
+                    f"{name} got a group with {sorted(wrong)}.",
+                    f"a group may set {', '.join(self.hyper)}.",
+                    '{"params": [w], "lr": 0.1}',
+                )
+            )
+        values = {key: float(group.get(key, value)) for key, value in self._defaults.items()}
+        return params, values
+
+    def _refuse_duplicates(self, params: list[Tensor]) -> None:
+        seen: dict[int, int] = {}
+        for i, p in enumerate(params):
+            if id(p) in seen:
+                raise ArgumentError(
+                    explain(
+                        f"{type(self).__name__} got one parameter twice, as number {seen[id(p)]} and {i}.",
+                        "it would be updated twice in every step.",
+                        f"{type(self).__name__}(model.parameters()) lists tied parameters once",
+                    )
+                )
+            seen[id(p)] = i
+
+    # ------------------------------------------------------------ state
+    @final
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the state, in PyTorch's form: per parameter number its step and moments, per group its numbers."""
+        state: dict[int, dict[str, Any]] = {}
+        groups = []
+        number = 0
+        with no_grad():
+            for group in self.param_groups:
+                numbers = {id(p): number + i for i, p in enumerate(group.params)}
+                number += len(group.params)
+                groups.append({**{name: group[name] for name in self.hyper}, "params": list(numbers.values())})
+                for buffer in group.buffers:
+                    for i, p in enumerate(buffer.params):
+                        entry: dict[str, Any] = {"step": buffer.steps[i].copy()}
+                        for name, slot in zip(self.slots, buffer.slots, strict=True):
+                            entry[name] = _piece(buffer, slot, i).copy()
+                        state[numbers[id(p)]] = entry
+        return {"state": dict(sorted(state.items())), "param_groups": groups}
+
+    @final
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a state that `state_dict` gave; everything is checked first, and on an error nothing is changed.
+
+        Raises:
+            StateDictError: groups, parameters or shapes that do not match, all of them named.
+        """
+        wrong = self._misfits(state_dict)
+        if wrong:
+            raise StateDictError(
+                explain(
+                    f"this state does not fit {type(self).__name__}: {'; '.join(wrong)}.",
+                    "state is loaded by parameter number and shape; nothing was loaded.",
+                    "build the optimizer over the same parameters in the same order",
+                )
+            )
+        state = state_dict["state"]
+        number = 0
+        with no_grad():
+            for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+                for name in self.hyper:
+                    if name in saved:
+                        group[name] = saved[name]
+                numbers = {id(p): number + i for i, p in enumerate(group.params)}
+                number += len(group.params)
+                for buffer in group.buffers:
+                    for i, p in enumerate(buffer.params):
+                        entry = _entry(state, numbers[id(p)])
+                        buffer.steps[i] = float(entry.get("step", 0.0))
+                        for name, slot in zip(self.slots, buffer.slots, strict=True):
+                            _piece(buffer, slot, i)[...] = (
+                                make_tensor(entry[name], backend=p.backend) if name in entry else 0.0
+                            )
+                    buffer.runs = {}
+
+    def _misfits(self, state_dict: Mapping[str, Any]) -> list[str]:
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+            return ['it has no "state" and "param_groups"']
+        saved = state_dict["param_groups"]
+        if len(saved) != len(self.param_groups):
+            return [f"it has {len(saved)} parameter groups, the optimizer {len(self.param_groups)}"]
+        wrong = []
+        params = [p for group in self.param_groups for p in group.params]
+        for i, (group, other) in enumerate(zip(self.param_groups, saved, strict=True)):
+            if len(group.params) != len(other["params"]):
+                wrong.append(f"group {i} has {len(other['params'])} parameters, the optimizer's {len(group.params)}")
+            for name in self.hyper:
+                try:
+                    self._check(name, float(other.get(name, group[name])))
+                except (ArgumentError, TypeError) as error:
+                    wrong.append(str(error).splitlines()[0])
+        wrong += [f"it has parameter {key} of {len(params)}" for key in state_dict["state"] if int(key) >= len(params)]
+        for i, p in enumerate(params):
+            wrong += [
+                f"{name} of parameter {i} has shape {tuple(value.shape)}, not {p.shape}"
+                for name, value in _entry(state_dict["state"], i).items()
+                if name in self.slots and tuple(value.shape) != p.shape
+            ]
+        return wrong
+
+    def __repr__(self) -> str:
+        groups = [", ".join(f"{name}={group[name]:g}" for name in self.hyper) for group in self.param_groups]
+        return f"{type(self).__name__}({'; '.join(groups)})"
+
+
+def _entry(state: Mapping[Any, Any], number: int) -> Mapping[str, Any]:
+    found = state.get(number, state.get(str(number), {}))
+    return cast(Mapping[str, Any], found)
+
+
+def _piece(buffer: _Buffer, slot: Tensor, i: int) -> Tensor:
+    """The part of a state array that belongs to parameter i, in the parameter's shape."""
+    shape, turn = buffer.params[i].shape, buffer.turned[i]
+    view = slot[buffer.starts[i] : buffer.ends[i]].reshape(shape[::-1] if turn else shape)
+    return view.mT if turn else view
+
+
+def require(name: str, value: float, low: float, below: float | None = None) -> None:
+    """Raise ArgumentError unless low ≤ value (< below)."""
+    if not (value >= low and (below is None or value < below)):
+        allowed = f"at least {low:g}" if below is None else f"in [{low:g}, {below:g})"
+        raise ArgumentError(explain(f"{name}={value!r}.", f"{name} is {allowed}.", f"{name}={_TYPICAL.get(name, low)}"))
+
+
+_TYPICAL = {"lr": 1e-3, "momentum": 0.9, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-4}
