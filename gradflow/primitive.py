@@ -184,13 +184,10 @@ class Namespace:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.as_array = backend.asarray
-        self._ones: dict[Any, Any] = {}
 
     def one(self, dtype: Any) -> Any:
-        """A shared 0-d 1, never written to."""
-        if (one := self._ones.get(dtype)) is None:
-            one = self._ones[dtype] = self.backend.asarray(1, dtype)
-        return one
+        """A new 0-d 1: a hook may write into the gradient that it is shown."""
+        return self.backend.asarray(1, dtype)
 
     def __getattr__(self, name: str) -> Any:
         found = _find(self, name)
@@ -265,8 +262,17 @@ def _common_dtype(prim: Primitive, strong: list[np.dtype[Any]], weak: list[Any])
                     "x.astype(gf.int64) on the unsigned one",
                 )
             )
-        if target.kind in "iu" and prim.dtypes == "compare" and not all(_holds(target, w) for w in weak):
-            target = np.dtype(np.int64)
+        if target.kind in "iu" and not all(_holds(target, w) for w in weak):
+            if prim.dtypes == "compare":  # a number beyond the integers compares with all of them alike
+                target = np.dtype(np.float64)
+            elif prim.dtypes != "float":
+                raise ArgumentError(
+                    explain(
+                        f"{prim.name} of a {target} tensor and {', '.join(map(str, weak))}.",
+                        f"{target} holds {np.iinfo(target).min} to {np.iinfo(target).max}.",
+                        "x.astype(gf.int64)",
+                    )
+                )
         if target.kind == "b" and any(isinstance(w, int) and not isinstance(w, bool) for w in weak):
             target = np.dtype(np.int64)
     else:

@@ -519,6 +519,14 @@ def _check_gradient(gradient: Tensor, of: Tensor) -> None:
                 f"gf.broadcast_to(gradient, {of.shape})",
             )
         )
+    if gradient.dtype != of.dtype:
+        raise DTypeError(
+            explain(
+                f"a {gradient.dtype} gradient for a tensor of {of.dtype}.",
+                "a gradient has exactly the dtype of what it is the gradient of.",
+                f"gradient.astype(gf.{of.dtype})",
+            )
+        )
 
 
 def _seed(of: Tensor, gradient: Operand | None) -> Tensor:
@@ -533,9 +541,10 @@ def _seed(of: Tensor, gradient: Operand | None) -> Tensor:
             )
         one = of._xp.one(of._data.dtype)
         return wrap(one if not of._data.shape else one.reshape(of._data.shape), of._xp)
-    seed = gradient if isinstance(gradient, Tensor) else OPS.make_tensor(gradient, backend=of.backend)
+    seed = gradient if isinstance(gradient, Tensor) else OPS.make_tensor(gradient, dtype=of.dtype, backend=of.backend)
+    seed = seed if seed.dtype == of.dtype else cast(Tensor, OPS.astype(seed, dtype=of.dtype))
     _check_gradient(seed, of)
-    return seed if seed.dtype == of.dtype else cast(Tensor, OPS.astype(seed, dtype=of.dtype))
+    return seed
 
 
 def sweep_tensors(
@@ -612,13 +621,18 @@ def _run_hooks_on_tensors(node: Any, g: Tensor) -> Tensor:
     return g
 
 
+def _whole(array: Any) -> Any:
+    """The array whose memory this is (part of)."""
+    base = getattr(array, "base", None)
+    return array if base is None else base
+
+
 def own(gradients: dict[Any, Any], seed: Any, xp: Any) -> dict[Any, Tensor]:
     """Raw gradients as Tensors, copied where an array is a view, read-only, or serves somebody else already."""
-    taken = {id(seed)}
+    taken = {id(_whole(seed))}
     owned = {}
     for node, g in gradients.items():
-        base = getattr(g, "base", None)
-        whole = g if base is None else base
+        whole = _whole(g)
         if id(whole) in taken or whole.size != g.size or not g.flags.writeable:
             g = whole = xp.as_array(g, copy=True)
         taken.add(id(whole))
@@ -629,11 +643,10 @@ def own(gradients: dict[Any, Any], seed: Any, xp: Any) -> dict[Any, Tensor]:
 
 def own_tensors(gradients: dict[Any, Tensor], seed: Tensor) -> dict[Any, Tensor]:
     """Gradients that are Tensors, those without history copied where `own` would copy."""
-    taken = {id(seed._data)}
+    taken = {id(_whole(seed._data))}
     owned = {}
     for node, g in gradients.items():
-        base = getattr(g._data, "base", None)
-        whole = g._data if base is None else base
+        whole = _whole(g._data)
         shared = id(whole) in taken or g._node is None and (whole.size != g._data.size or not g._data.flags.writeable)
         owned[node] = OPS.copy(g) if shared else g
         taken.add(id(whole))

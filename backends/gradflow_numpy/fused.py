@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -121,7 +122,7 @@ def log_softmax(x: Array, axis: int) -> Any:
 
 # ---------------------------------------------------------------- linear
 def _matrix(x: Array) -> Array:
-    return x if x.ndim == 2 else x.reshape(-1 if x.shape[-1] else 0, x.shape[-1])
+    return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 @kernel
@@ -191,7 +192,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, ignore_index: int) -> tu
         counts = labels != ignore_index
         labels = np.where(counts, labels, 0)
         check_labels(labels, classes)
-    at = _row_starts(n, classes) + labels
+    at = _add(_row_starts(n, classes), labels, dtype=np.int64, casting="unsafe")  # NumPy adds uint64 to it as floats
     if classes <= 64:  # a maximum over a short last axis takes 6.8 µs for (128, 10), over the first axis of a copy 2.1
         top = _maximum.reduce(logits.T.copy(), axis=0, initial=-np.inf)[:, None]
     else:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradflow.backend import Backend, resolve
 from gradflow.config import get_default_dtype
-from gradflow.errors import ArgumentError, DTypeError, GraphError, explain
+from gradflow.errors import ArgumentError, DTypeError, GraphError, ShapeError, explain
 from gradflow.primitive import namespace
 from gradflow.tensor import OPS, Operand, Tensor, wrap
 
@@ -76,6 +76,16 @@ def _python_data(data: Any, wanted: np.dtype[Any] | None) -> np.ndarray:
                 f"data of type {type(data).__name__} became an array of {array.dtype}.",
                 "a tensor holds booleans, integers or floating-point numbers.",
                 "gf.tensor([1.0, 2.0])",
+            )
+        )
+    integers = wanted is not None and wanted.kind in "iu" and array.dtype.kind in "iu"
+    if wanted is not None and integers and (array.astype(wanted) != array).any():
+        limits = np.iinfo(wanted)
+        raise ArgumentError(
+            explain(
+                f"numbers from {array.min()} to {array.max()} for dtype {wanted}.",
+                f"it holds {limits.min} to {limits.max}.",
+                "dtype=gf.int64",
             )
         )
     return array
@@ -215,16 +225,21 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
     >>> gf.from_dlpack(np.arange(3.0))
     tensor([0., 1., 2.], dtype=float64)
     """
-    return asarray(np.from_dlpack(x, device=device, copy=copy))
+    options: dict[str, Any] = {"device": device, "copy": copy} if (device, copy) != (None, None) else {}  # NumPy ≥ 2.1
+    return asarray(np.from_dlpack(x, **options))
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
     try:
-        return (int(shape.__index__()),) if hasattr(shape, "__index__") else tuple(int(n.__index__()) for n in shape)
+        lengths = (shape,) if hasattr(shape, "__index__") else tuple(shape)
+        wanted = tuple(int(n.__index__()) for n in lengths)
     except (TypeError, AttributeError) as error:
         raise DTypeError(
             explain(f"{shape!r} is not a shape.", "a shape is an integer or a tuple of integers.", "gf.zeros((2, 3))")
         ) from error
+    if min(wanted, default=0) < 0:
+        raise ShapeError(explain(f"{shape!r} is not a shape.", "no length is negative.", "gf.zeros((2, 3))"))
+    return wanted
 
 
 def full(

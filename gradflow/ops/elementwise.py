@@ -11,6 +11,7 @@ from gradflow.ops.creation import as_tensor
 from gradflow.primitive import defimpl, defvjp, primitive
 from gradflow.tensor import Operand, Tensor
 
+_INT = np.dtype(np.int64)
 _BROADCAST = "shapes broadcast where, aligned at the right, lengths are equal or one of them is 1: x.reshape(...)"
 
 
@@ -85,11 +86,11 @@ def power(x: Operand, y: Operand, /) -> Tensor:
     >>> gf.power(gf.tensor([2.0, 3.0]), 2)
     tensor([4., 9.])
     """
-    if type(y) is int or type(y) is float:
+    if type(y) is int or type(y) is float and getattr(x, "dtype", _INT).kind == "f":
         if y == 2:
             return square(x)
         if y == 1:
-            return positive(x) if type(y) is int else multiply(x, 1.0)
+            return positive(x)
     return _power(x, y)
 
 
@@ -304,6 +305,8 @@ def clip(x: Operand, /, min: Operand | None = None, max: Operand | None = None) 
 def _bounds(dtype: np.dtype[Any]) -> tuple[float, float] | tuple[int, int]:
     if dtype.kind == "f":
         return -math.inf, math.inf
+    if dtype.kind == "b":
+        return 0, 1
     limits = np.iinfo(dtype)
     return int(limits.min), int(limits.max)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from gradflow.backend import ARRAY
-from gradflow.errors import DTypeError, GraphError, IndexRangeError, ShapeError, explain
+from gradflow.errors import ArgumentError, DTypeError, GraphError, IndexRangeError, ShapeError, explain
 from gradflow.mode import get_mode
-from gradflow.ops.axes import canonical_axis
+from gradflow.ops.axes import canonical_axis, refuse
 from gradflow.ops.creation import as_tensor, make_tensor
 from gradflow.primitive import defvjp, primitive
 from gradflow.tape import Leaf
@@ -102,6 +102,7 @@ def split(x: Tensor, key: Any) -> tuple[Key, tuple[Tensor, ...]]:
     """
     static: list[Any] = []
     arrays: list[Tensor] = []
+    masks: list[tuple[Tensor, int]] = []
     used = 0
     for part in key if isinstance(key, tuple) else (key,):
         if part is None or part is Ellipsis:
@@ -115,15 +116,7 @@ def split(x: Tensor, key: Any) -> tuple[Key, tuple[Tensor, ...]]:
         else:
             index = _index_array(part, x)
             if index.dtype.kind == "b":
-                expected = x.shape[used : used + index.ndim] if Ellipsis not in static else index.shape
-                if index.ndim == 0 or expected != index.shape:
-                    raise IndexRangeError(
-                        explain(
-                            f"a boolean index of shape {index.shape} for a tensor of shape {x.shape}.",
-                            "a mask has the lengths of the axes it selects from.",
-                            "x[mask] with mask = x > 0",
-                        )
-                    )
+                masks.append((index, -1 - used if Ellipsis in static else used))
                 arrays += [nonzero_index(index, axis=axis) for axis in range(index.ndim)]
                 static += [ARRAY] * index.ndim
                 used += index.ndim
@@ -135,6 +128,16 @@ def split(x: Tensor, key: Any) -> tuple[Key, tuple[Tensor, ...]]:
         raise IndexRangeError(
             explain(f"{used} indices for a tensor of shape {x.shape}.", f"it has {x.ndim} axes.", "x[0], or x[..., 0]")
         )
+    for mask, at in masks:
+        start = at if at >= 0 else x.ndim - used - 1 - at  # after an Ellipsis axes count from the end
+        if mask.ndim == 0 or x.shape[start : start + mask.ndim] != mask.shape:
+            raise IndexRangeError(
+                explain(
+                    f"a boolean index of shape {mask.shape} for a tensor of shape {x.shape}.",
+                    "a mask has the lengths of the axes it selects from.",
+                    "x[mask] with mask = x > 0",
+                )
+            )
     return tuple(static), tuple(arrays)
 
 
@@ -195,15 +198,19 @@ def setitem(x: Tensor, key: Any, value: Operand) -> None:
     refuse_write_to_leaf(x, "t[...] = value")
     static, arrays = split(x, key)
     if get_mode().recording and (x._node is not None or value._node is not None):
+        lead = next((i for i, n in enumerate(value.shape) if n != 1), value.ndim)
+        value = value if not lead else OPS.reshape(value, shape=value.shape[lead:])  # it broadcasts without them
         _rebind(x, index_update(x, value, *arrays, key=static))
     elif static == (Ellipsis,) and value.shape == x.shape:
-        assign(x, value)
+        _write("t[...] = value", assign, x, value)
     else:
-        _write("t[...] = value", x, value, lambda: assign_index(x, value, *arrays, key=static))
+        _write("t[...] = value", assign_index, x, value, *arrays, key=static)
 
 
 def _fit_value(x: Tensor, value: Operand) -> Tensor:
-    value = as_tensor(value) if not isinstance(value, list | tuple) else make_tensor(value, backend=x.backend)
+    if not isinstance(value, Tensor):
+        weak = x.dtype.kind == "f" or type(value) is int
+        value = make_tensor(value, dtype=x.dtype if weak else None, backend=x.backend, copy=None)
     if value.dtype.kind == "f" and x.dtype.kind != "f":
         raise DTypeError(
             explain(
@@ -231,10 +238,22 @@ def _rebind(x: Tensor, new: Tensor) -> None:
     x._data, x._node = new._data, new._node
 
 
-def _write(what: str, x: Tensor, value: Tensor, write: Any) -> None:
+def _write(what: str, write: Any, x: Tensor, value: Tensor, *indices: Tensor, **key: Key) -> None:
     try:
-        write()
+        write(x, value, *indices, **key)
+    except IndexError as error:
+        raise IndexRangeError(
+            explain(f"{what} in a tensor of shape {x.shape}.", f"{error}.", "indices run from -n to n - 1")
+        ) from error
     except ValueError as error:
+        if "read-only" in str(error):
+            raise ArgumentError(
+                explain(
+                    f"{what} in a tensor of read-only memory.",
+                    "it repeats its elements (broadcast_to), or shares a read-only NumPy array.",
+                    "t = t.copy() first",
+                )
+            ) from error
         raise ShapeError(
             explain(
                 f"{what}: a value of shape {value.shape} into a tensor of shape {x.shape}.", f"{error}.", "t[...] = 0.0"
@@ -250,38 +269,64 @@ def inplace(x: Tensor, what: str, new: Tensor) -> Tensor:
             explain(
                 f"{what}: the result has shape {new.shape}, the tensor {x.shape}.",
                 "a tensor cannot grow in place.",
-                f"t = t {what[2]} value",
+                f"t = t {what.split()[1][:-1]} value",
             )
         )
     new = _fit_value(x, new)
     if get_mode().recording and new._node is not None:
         _rebind(x, new)
     else:
-        assign(x, new)
+        _write(what, assign, x, new)
     return x
 
 
 # ---------------------------------------------------------------- selecting by integers, as the array API names it
-def take(x: Operand, indices: Operand, /, *, axis: int | None = None) -> Tensor:
-    """Elements along an axis, x[…, indices, …], for 1-D integer indices.
+def _integers(function: str, indices: Operand) -> Tensor:
+    index = as_tensor(indices)
+    if index.dtype.kind not in "iu":
+        raise DTypeError(
+            explain(
+                f"{function} with indices of dtype {index.dtype}.",
+                "indices are integers.",
+                "x[mask] selects by booleans",
+            )
+        )
+    return index
+
+
+def take(x: Operand, indices: Operand, /, *, axis: int | None = None, **wrong: object) -> Tensor:
+    """Elements along an axis, x[…, indices, …]; the axis may be left out where there is one.
+
+    Raises:
+        IndexRangeError: an index outside [−n, n).
+        DTypeError: indices that are not integers.
+        ArgumentError: no axis for a tensor of several.
 
     >>> gf.take(gf.tensor([[1.0, 2.0], [3.0, 4.0]]), gf.tensor([1]), axis=1)
     tensor([[2.],
             [4.]])
     """
+    if wrong:
+        refuse("take", wrong)
     x = as_tensor(x)
+    if axis is None and x.ndim > 1:
+        raise ArgumentError(
+            explain(f"take of shape {x.shape} without an axis.", "it has several.", "gf.take(x, i, axis=0)")
+        )
     at = canonical_axis("take", 0 if axis is None else axis, x.ndim)
-    return getitem(x, (*(slice(None),) * at, as_tensor(indices)))
+    return getitem(x, (*(slice(None),) * at, _integers("take", indices)))
 
 
-def take_along_axis(x: Operand, indices: Operand, /, *, axis: int = -1) -> Tensor:
+def take_along_axis(x: Operand, indices: Operand, /, *, axis: int = -1, **wrong: object) -> Tensor:
     """For each position, the element of x whose index along the axis `indices` gives.
 
     >>> gf.take_along_axis(gf.tensor([[1.0, 2.0], [3.0, 4.0]]), gf.tensor([[1], [0]]), axis=1)
     tensor([[2.],
             [3.]])
     """
-    x, index = as_tensor(x), as_tensor(indices)
+    if wrong:
+        refuse("take_along_axis", wrong)
+    x, index = as_tensor(x), _integers("take_along_axis", indices)
     at = canonical_axis("take_along_axis", axis, x.ndim)
     if index.ndim != x.ndim:
         raise ShapeError(

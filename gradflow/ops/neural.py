@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.ops import reduction
@@ -23,7 +26,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, /) -> Tensor: ...
 
 def _rows(xp: Any, x: Any) -> Any:
     """All axes but the last as one."""
-    return x if len(x.shape) == 2 else xp.reshape(x, shape=(-1 if x.shape[-1] else 0, x.shape[-1]))
+    return x if len(x.shape) == 2 else xp.reshape(x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 defimpl(_linear, lambda xp, x, weight, bias: xp.matmul(x, xp.matrix_transpose(weight)) + bias)
@@ -104,9 +107,9 @@ def _logsumexp(x: Tensor, /, *, axis: tuple[int, ...], keepdims: bool) -> Tensor
 
 
 def _peak(xp: Any, x: Any, axis: tuple[int, ...]) -> Any:
-    """The largest value, or 0 where that is infinite, so that subtracting it gives no NaN."""
-    top = xp.max(x, axis=axis, keepdims=True)
-    return xp.where(xp.isfinite(top), top, 0.0)
+    """The largest value, or the largest finite number where that is infinite: ∞ − ∞ would be NaN."""
+    limit = float(np.finfo(x.dtype).max)
+    return xp.clip(xp.max(x, axis=axis, keepdims=True), -limit, limit)
 
 
 def _impl_softmax(xp: Any, x: Any, *, axis: int) -> Any:
@@ -115,8 +118,9 @@ def _impl_softmax(xp: Any, x: Any, *, axis: int) -> Any:
 
 
 def _impl_logsumexp(xp: Any, x: Any, *, axis: tuple[int, ...], keepdims: bool) -> Any:
-    top = _peak(xp, x, axis)
-    out = xp.log(xp.sum(xp.exp(x - top), axis=axis, keepdims=True)) + top
+    """The sum is at least 1, unless every x is −∞; so the logarithm of 0 is never taken."""
+    total = xp.sum(xp.exp(x - _peak(xp, x, axis)), axis=axis, keepdims=True)
+    out = xp.log(xp.maximum(total, 1.0)) + xp.max(x, axis=axis, keepdims=True)
     return out if keepdims else xp.reshape(out, shape=tuple(n for i, n in enumerate(x.shape) if i not in axis))
 
 
@@ -226,13 +230,14 @@ def _counted(xp: Any, labels: Any, ignore_index: int, dtype: Any) -> tuple[Any, 
 def _impl_cross_entropy(xp: Any, logits: Any, labels: Any, *, ignore_index: int) -> Any:
     safe, share, number = _counted(xp, labels, ignore_index, logits.dtype)
     picked = xp.one_hot(safe, classes=logits.shape[1], dtype=logits.dtype) * share != 0
-    return -xp.sum(xp.where(picked, xp.log_softmax(logits, axis=1), 0.0), axis=(0, 1), keepdims=False) / number
+    total = xp.sum(xp.where(picked, xp.log_softmax(logits, axis=1), 0.0), axis=(0, 1), keepdims=False)
+    return xp.where(number == 0, float("nan"), -total / xp.maximum(number, 1.0))
 
 
 def _vjp_cross_entropy(xp: Any, g: Any, logits: Any, labels: Any, ignore_index: int) -> Any:
     safe, share, number = _counted(xp, labels, ignore_index, logits.dtype)
     missed = xp.softmax(logits, axis=1) - xp.one_hot(safe, classes=logits.shape[1], dtype=logits.dtype)
-    return missed * (share * (g / number))
+    return missed * (share * (g / xp.maximum(number, 1.0)))
 
 
 defimpl(softmax_cross_entropy, _impl_cross_entropy)
@@ -343,7 +348,7 @@ def binary_cross_entropy_with_logits(
         loss = binary_cross_entropy_terms(x, t)
     else:
         t = astype(t, x.dtype, copy=False) if t.dtype.kind != "f" else t
-        loss = as_tensor(pos_weight) * t * OPS.softplus(-x) + (1 - t) * OPS.softplus(x)
+        loss = t * pos_weight * OPS.softplus(-x) + (1 - t) * OPS.softplus(x)
     return _reduced(loss if weight is None else loss * weight, reduction)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.ops.axes import canonical_axes, canonical_axis, refuse
-from gradflow.ops.creation import as_tensor, check_dtype
+from gradflow.ops.creation import _shape, as_tensor, check_dtype
 from gradflow.primitive import coerce, defimpl, defvjp, of, primitive
 from gradflow.tensor import Operand, Tensor
 
@@ -106,7 +106,7 @@ def _resolve_shape(x: Tensor, shape: Sequence[Any]) -> tuple[int, ...]:
             explain(
                 f"reshape of shape {x.shape} to {tuple(shape)}.",
                 f"the {x.size} elements do not fill that shape"
-                + (", and only one length may be -1." if min(wanted) < 0 else "."),
+                + (", and only one length may be -1." if min(wanted, default=0) < 0 else "."),
                 "gf.reshape(x, (x.shape[0], -1))",
             )
         )
@@ -170,7 +170,7 @@ def broadcast_to(x: Operand, /, shape: Sequence[int]) -> Tensor:
             [1., 2.]])
     """
     x = as_tensor(x)
-    wanted = tuple(int(n) for n in shape)
+    wanted = _shape(shape)
     tail = wanted[len(wanted) - x.ndim :] if x.ndim <= len(wanted) else None
     if tail is None or any(n not in (1, m) for n, m in zip(x.shape, tail, strict=True)):
         raise ShapeError(
@@ -305,7 +305,7 @@ def _together(name: str, arrays: Sequence[Operand]) -> tuple[Tensor, ...]:
         )
     if len(arrays) == 0:
         raise ArgumentError(explain(f"{name} of no arrays.", "the result would have no shape.", f"gf.{name}([x, y])"))
-    return coerce(of(_concat), [as_tensor(a) for a in arrays])
+    return coerce(of(_concat), tuple(arrays))
 
 
 __all__ = [
