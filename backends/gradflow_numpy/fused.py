@@ -199,7 +199,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, ignore_index: int) -> tu
         top = _maximum.reduce(logits, axis=1, keepdims=True)
     if not np.isfinite(top.dot(ones(1, top.dtype)).sum()):
         top = np.where(np.isfinite(top), top, 0)
-    p = _subtract(logits, top, room(logits.shape, logits.dtype))
+    p = _subtract(logits, top, room(logits.shape, logits.dtype), order="C")  # its derivative reshapes without a copy
     picked = p.reshape(-1)[at]
     _exp(p, p)
     total = p.dot(ones(classes, p.dtype))
