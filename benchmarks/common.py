@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,9 +47,15 @@ class Ratio:
         return f"{self.of_medians:.3f} ({self.per_round:.3f})"
 
 
-def timer(statement: str | Callable[[], object], **names: Any) -> Timer:
-    """A timer that leaves the garbage collector on, as it is in a user's program."""
-    return Timer(statement, "import gc; gc.enable()", globals=names)
+def timer(statement: str, setup: str = "pass", **names: Any) -> Timer:
+    """A timer of a statement that leaves the garbage collector on, as it is in a user's program.
+
+    Args:
+        statement: what is timed.
+        setup: what is run, untimed, before every series of calls.
+        names: what both may use.
+    """
+    return Timer(statement, f"import gc; gc.enable(); {setup}", globals=names)
 
 
 def interleave(timers: Mapping[str, Timer], rounds: int, *, slot: float = 0.1, rest: float = REST) -> dict[str, Timing]:
@@ -83,16 +89,39 @@ def calls_to_fill(program: Timer, slot: float) -> int:
     return max(1, round(calls * slot / seconds))
 
 
+# ---------------------------------------------------------------- neighbours
+class Neighbours:
+    """How many CPUs other processes have used on average since this object was made; 0 where that is not known."""
+
+    def __init__(self) -> None:
+        self.since, self.used = time.perf_counter(), self._used()
+
+    def cpus(self) -> float:
+        return max(0.0, self._used() - self.used) / (time.perf_counter() - self.since)
+
+    @staticmethod
+    def _used() -> float:
+        """Seconds of CPU time less our own and that of our finished children; time stolen by other machines counts."""
+        try:
+            ticks = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        except OSError:
+            return 0.0
+        user, nice, system, _, _, *rest = map(int, ticks)
+        return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
 # ---------------------------------------------------------------- output
 def number(x: float) -> str:
     """Three significant digits, or all before the point."""
     return f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
 
 
-def verdict(found: float, target: float | None) -> str:
-    """Whether a figure that should be small has reached its target."""
+def verdict(found: float, target: float | None, others: float = 0) -> str:
+    """Whether a figure that should be small has reached its target; no answer where others used the CPUs meanwhile."""
     if target is None:
         return ""
+    if others > QUIET:
+        return f"≤ {target:g} not quiet"
     met = "reached" if found <= target else f"short by {found / target - 1:.0%}"
     return f"≤ {target:g} {met}"
 
@@ -143,15 +172,14 @@ def recorded(benchmark: str, threads: int, rounds: int, path: Path | None) -> It
     versions = {"python": platform.python_version(), **_versions("gradflow", "numpy", "torch", "jax", "jaxlib")}
     print(f"{cpu}, {cpus} CPUs; {', '.join(f'{name} {v}' for name, v in versions.items())}")
     print(f"threads: {threads}; rounds: {rounds}; figures are medians (min–max)")
-    before, since, own, others = os.getloadavg(), time.perf_counter(), _own_cpu(), _all_cpu()
+    before, neighbours = os.getloadavg(), Neighbours()
     results: dict[str, Any] = {}
     yield results
     after = os.getloadavg()
-    seconds = time.perf_counter() - since
-    neighbours = max(0.0, (_all_cpu() - others) - (_own_cpu() - own)) / seconds
+    others = neighbours.cpus()
     print(f"\nload average (1, 5, 15 min): {_load(before)} before, {_load(after)} after")
-    print(f"other processes used {neighbours:.2f} CPUs meanwhile", end="")
-    print(": NOT A QUIET MACHINE, the figures do not count" if neighbours > QUIET else "")
+    print(f"other processes used {others:.2f} CPUs meanwhile", end="")
+    print(": NOT A QUIET MACHINE, the figures do not count" if others > QUIET else "")
     if path is not None:
         record = {
             "benchmark": benchmark,
@@ -164,25 +192,11 @@ def recorded(benchmark: str, threads: int, rounds: int, path: Path | None) -> It
             "rounds": rounds,
             "load_before": before,
             "load_after": after,
-            "cpus_used_by_others": neighbours,
+            "cpus_used_by_others": others,
             "results": results,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=vars) + "\n")
-
-
-def _own_cpu() -> float:
-    """Seconds of CPU time that this process and its finished children have used."""
-    return sum(os.times()[:4])
-
-
-def _all_cpu() -> float:
-    """Seconds of CPU time that anything has used, time taken by other virtual machines included; 0 where unknown."""
-    try:
-        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
-    except OSError:
-        return 0.0
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 def _load(averages: tuple[float, float, float]) -> str:

@@ -10,10 +10,21 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import Ratio, Table, Timing, hold_threads, interleave, parser, recorded, timer, verdict
+from benchmarks.common import (
+    Neighbours,
+    Ratio,
+    Table,
+    Timing,
+    hold_threads,
+    interleave,
+    parser,
+    recorded,
+    timer,
+    verdict,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 LENGTH = 500  # nodes in the chain whose sweep is timed
 
@@ -29,10 +40,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         results["loader"] = loaders(args.rounds, threads)
 
 
-def _show(unit: str, rows: dict[str, Timing], targets: dict[str, float]) -> dict[str, Timing]:
+def _show(
+    unit: str, rows: dict[str, Timing], neighbours: Neighbours, targets: Mapping[str, float]
+) -> dict[str, Timing]:
+    others = neighbours.cpus()
     table = Table({unit: 46, "median (min–max)": 24, "target": 24})
     for name, timing in rows.items():
-        table.row([name, timing, verdict(timing.median, targets.get(name))])
+        table.row([name, timing, verdict(timing.median, targets.get(name), others)])
     return rows
 
 
@@ -63,7 +77,9 @@ def operations(rounds: int) -> dict[str, Timing]:
             "PyTorch p * p, recorded": timer("p * p", p=p),
             "PyTorch tanh(p), recorded": timer("tanh(p)", p=p, tanh=torch.tanh),
         }
-    return _show("µs", interleave(timers, rounds, slot=0.01, rest=0), {"x * x, recorded": 1.3})
+    neighbours = Neighbours()
+    times = interleave(timers, rounds, slot=0.01, rest=0)
+    return _show("µs", times, neighbours, {"x * x, recorded": 1.3})
 
 
 # ---------------------------------------------------------------- the sweep
@@ -83,7 +99,7 @@ def sweeps(rounds: int) -> dict[str, Timing]:
 
     import gradflow as gf
 
-    a = np.linspace(0.5, 1, 8, dtype=np.float32)
+    a = np.ones(8, np.float32)  # a chain of products of anything else would soon hold subnormal numbers
     x, seed = gf.tensor(a, requires_grad=True), gf.ones_like(gf.tensor(a))
     kinds: dict[str, tuple[Callable[[], Any], Any]] = {
         "one input": (_chain(lambda z: -z, x), seed),
@@ -102,6 +118,7 @@ def sweeps(rounds: int) -> dict[str, Timing]:
     loop = f"for _ in range({LENGTH}): "
     timers["one input: kernels"] = timer(loop + "-g", g=a)  # its derivative
     timers["two inputs: kernels"] = timer(loop + "g * a; g * a; add(g, a)", g=a, a=a, add=np.add)  # two, and their sum
+    neighbours = Neighbours()
     times = interleave(timers, rounds, slot=0.03, rest=0)
 
     def per_node(kind: str, *without: str) -> Timing:
@@ -115,7 +132,7 @@ def sweeps(rounds: int) -> dict[str, Timing]:
         rows[f"kernels of a node, {kind}"] = Timing([us / LENGTH for us in times[f"{kind}: kernels"].rounds])
         rows[f"backward a node above its kernels, {kind}"] = per_node(kind, "forward", "kernels")
     targets = {f"backward a node above its kernels, {kind}": t for kind, t in (("one input", 0.7), ("two inputs", 1.2))}
-    return _show("µs", rows, targets)
+    return _show("µs", rows, neighbours, targets)
 
 
 # ---------------------------------------------------------------- import
@@ -134,6 +151,7 @@ def imports(rounds: int) -> dict[str, Timing]:
     """Import times in fresh interpreters, in turns."""
     peers = {peer: name for peer, name in {"torch": "PyTorch", "jax": "JAX"}.items() if find_spec(peer)}
     found: dict[str, list[float]] = {}
+    neighbours = Neighbours()
     for i in range(-1, rounds):  # the first turn compiles and fills the file cache
         above = _import_times("numpy", "gradflow")
         turn = {"gradflow above NumPy": above[1], "gradflow with NumPy": sum(above), "NumPy": above[0]}
@@ -142,7 +160,7 @@ def imports(rounds: int) -> dict[str, Timing]:
         for name, ms in turn.items() if i >= 0 else ():
             found.setdefault(f"import {name}", []).append(ms)
     rows = {name: Timing(times) for name, times in found.items()}
-    return _show("ms", rows, {"import gradflow above NumPy": 40, "import gradflow with NumPy": 120})
+    return _show("ms", rows, neighbours, {"import gradflow above NumPy": 40, "import gradflow with NumPy": 120})
 
 
 # ---------------------------------------------------------------- the loader
@@ -163,17 +181,18 @@ def loaders(rounds: int, threads: int, items: int = 10_000, batch: int = 128) ->
         return run
 
     ours = gf.data.DataLoader(gf.data.TensorDataset(images, labels), batch, shuffle=True, seed=0)
-    timers = {"gradflow DataLoader": timer(epoch(ours))}
+    timers = {"gradflow DataLoader": timer("epoch()", epoch=epoch(ours))}
     if find_spec("torch"):
         import torch
         from torch.utils.data import DataLoader, TensorDataset
 
         torch.set_num_threads(threads)
         dataset = TensorDataset(torch.from_numpy(images), torch.from_numpy(labels))
-        timers["PyTorch DataLoader"] = timer(epoch(DataLoader(dataset, batch, shuffle=True)))
+        timers["PyTorch DataLoader"] = timer("epoch()", epoch=epoch(DataLoader(dataset, batch, shuffle=True)))
+    neighbours = Neighbours()
     times = interleave(timers, rounds, slot=0.05, rest=0)
     rows = {name: Timing([us / len(ours) for us in found.rounds]) for name, found in times.items()}
-    _show(f"µs a batch of {batch} from {items:,} rows of 784", rows, {})
+    _show(f"µs a batch of {batch} from {items:,} rows of 784", rows, neighbours, {})
     results: dict[str, Any] = dict(rows)
     for name, timing in rows.items():
         line = f"{name}: {batch / timing.median:.2f} million items a second"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.common import Ratio, Table, hold_threads, interleave, parser, recorded, timer, verdict
+from benchmarks.common import Neighbours, Ratio, Table, hold_threads, interleave, parser, recorded, timer, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from benchmarks import profile_step, workloads
+    from benchmarks.workloads import begun
 
     torch.set_num_threads(threads)
     names = args.names or list(workloads.WORKLOADS)
@@ -45,12 +46,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             work = workloads.WORKLOADS[name]
             steps: dict[str, Step] = {program: workloads.OPPONENTS[program](work) for program in programs}
             errors = workloads.check(name, steps)
-            times = interleave({program: timer(step) for program, step in steps.items()}, args.rounds)
+            timers = {
+                program: timer("step()", "step = begun(program, work)", begun=begun, program=program, work=work)
+                for program in programs
+            }
+            neighbours = Neighbours()
+            times = interleave(timers, args.rounds)
+            others = neighbours.cpus()
             ratios = {peer: Ratio(times["gradflow"], times[peer]) for peer in peers}
-            met = verdict(ratios["torch"].of_medians, work.target)
+            met = verdict(ratios["torch"].of_medians, work.target, others)
             table.row([name, *times.values(), *ratios.values(), met, f"{max(errors.values()):.0e}"])
             results[name] = {"workload": str(work), "target": work.target, "loss errors": errors}
-            results[name] |= {"times": times, "ratios": ratios}
+            results[name] |= {"times": times, "ratios": ratios, "cpus used by others": others}
         print("\nratios: of the medians (median of the ratios within each round)")
         for name in names if args.profile else ():
             results[name]["profile"] = profile_step.report(name, args.rounds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -138,11 +139,21 @@ def test_verdict() -> None:
     assert common.verdict(0.75, 0.75) == "≤ 0.75 reached"
     assert common.verdict(0.9, 0.75) == "≤ 0.75 short by 20%"
     assert common.verdict(1.0, None) == ""
+    assert common.verdict(0.1, 0.75, others=1.0) == "≤ 0.75 not quiet"
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not say what others use")
+def test_neighbours_are_noticed() -> None:
+    spin = "from time import *; end = perf_counter() + 1\nwhile perf_counter() < end: pass"
+    neighbours = common.Neighbours()
+    with subprocess.Popen([sys.executable, "-c", spin]):
+        time.sleep(0.9)
+        assert neighbours.cpus() > 0.3
 
 
 def test_rounds_are_interleaved() -> None:
     order: list[str] = []
-    programs = {name: timer(partial(order.append, name)) for name in "ab"}
+    programs = {name: timer("turn()", turn=partial(order.append, name)) for name in "ab"}
     times = common.interleave(programs, 3, slot=1e-5, rest=0)
     assert {name: len(timing.rounds) for name, timing in times.items()} == {"a": 3, "b": 3}
     turns = [name for name, before in zip(order, [None, *order], strict=False) if name != before]
