@@ -56,7 +56,8 @@ class Primitive:
         dtypes: "float" (integers become the default float dtype), "numeric" (common dtype), "compare" (common dtype,
             result bool), "bits" (integers and booleans), "any" (dtypes are left as they are).
         promoted: positions of the operands that are brought to a common dtype.
-        writes: how many of the first operands are written in place (an update rule; nothing is returned).
+        writes: how many of the first operands are written in place (an update rule; nothing is returned). A graph can
+            have saved the first alone; the others are the caller's own state.
         residual: whether a backend may keep a value of its own between the kernel and its derivative.
         nondifferentiable: marked as having no derivative.
         rules, names: per operand, the derivative and what it reads.
@@ -83,6 +84,7 @@ class Primitive:
         self.residual: bool = options.pop("residual", False)
         self.nondifferentiable: bool = options.pop("nondifferentiable", False)
         self.hint: str = options.pop("hint", "")
+        self.check: Callable[..., None] | None = options.pop("check", None)
         self.rules: list[Rule | None] = [None] * len(self.operands)
         self.names: list[tuple[str, ...]] = [()] * len(self.operands)
         self.impl: Callable[..., Any] | None = None
@@ -116,7 +118,8 @@ def primitive(dtypes: DTypes, *, name: str | None = None, **options: Any) -> Cal
         dtypes: how operand dtypes are brought together, see `Primitive`.
         name: the primitive's name where the stub's is private.
         options: `promote` (names of the operands that are promoted), `writes`, `residual`, `nondifferentiable`, and
-            `hint` (a corrected call, shown when shapes do not fit).
+            `hint` (a corrected call, shown when shapes do not fit) or `check` (called with the operands' shapes when a
+            kernel failed, to raise the error that says why).
     """
 
     def register(stub: F) -> F:
@@ -358,16 +361,20 @@ def _one_namespace(prim: Primitive, operands: Sequence[Any]) -> Any:
     return found if found is not None else namespace()
 
 
+_SCALARS = (bool, int, float, np.generic)  # a union would be built anew at every call: 0.2 µs
+
+
 def _weak(x: Any, y: Any) -> tuple[Tensor, Tensor] | None:
     """A floating-point tensor and a Python or NumPy scalar as two tensors of its dtype; None in every other case."""
     if swap := not isinstance(x, Tensor):
         x, y = y, x
-    if not isinstance(y, bool | int | float | np.generic) or not isinstance(x, Tensor):
+    if not isinstance(y, _SCALARS) or not isinstance(x, Tensor):
         return None
     dtype = x._data.dtype
     if dtype.kind != "f" or isinstance(y, np.generic) and y.dtype.kind not in "biuf":
         return None
-    t = wrap(x._xp.as_array(y, dtype), x._xp)
+    t = Tensor()
+    t._data, t._xp, t._node = x._xp.as_array(y, dtype), x._xp, None
     return (t, x) if swap else (x, t)
 
 
@@ -397,6 +404,8 @@ def _failed(prim: Primitive, error: Exception, operands: tuple[Any, ...], settin
         return prim.function(*coerced, **settings)
     if not isinstance(error, ValueError | TypeError | IndexError):
         raise error
+    if prim.check is not None:
+        prim.check(*(t.shape for t in coerced))
     given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
     shapes = " and ".join(str(t.shape) for t in coerced)
     mistake = f"{prim.name}{f'({given})' if given else ''} of shape{'s' * (len(coerced) > 1)} {shapes}."
@@ -549,16 +558,19 @@ def _variadic_function(prim: Primitive) -> Callable[..., Any]:
 
 def _update_function(prim: Primitive) -> Callable[..., Any]:
     """The function of a primitive that writes its first operands in place and returns nothing."""
+    name = prim.name
 
     def function(*operands: Tensor, **settings: Any) -> None:
         mode = get_mode()
         if mode.interpreter is not None:
             mode.interpreter.apply(prim, operands, settings, mode.recording)
             return
-        xp = _one_namespace(prim, operands)
-        getattr(xp, prim.name)(*(t._data for t in operands), **settings)
-        for t in operands[: prim.writes]:
-            tape.writes.mark(xp.backend.extent(t._data))
+        xp = operands[0]._xp
+        arrays = [t._data for t in operands if t._xp is xp]
+        if len(arrays) < len(operands):
+            _one_namespace(prim, operands)  # raises
+        getattr(xp, name)(*arrays, **settings)
+        tape.writes.mark(arrays[0], xp.backend.extent)
 
     return function
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from gradflow.errors import GraphError, explain
 
+Extent = Callable[[Any], tuple[Any, int, int]]  # array -> (owner of its memory, first byte, byte after the last)
 Edge = tuple[Any, Callable[..., Any], tuple[Any, ...]]
 
 tick = itertools.count(1).__next__  # one clock orders nodes and in-place writes; atomic under the GIL
@@ -74,16 +75,27 @@ class _Writes:
 
     def __init__(self) -> None:
         self.owners: dict[int, tuple[weakref.ref[Any], dict[tuple[int, int], int]]] = {}
+        self.written: dict[int, tuple[weakref.ref[Any], dict[tuple[int, int], int], tuple[int, int]]] = {}
         self.last = 0
 
-    def mark(self, extent: tuple[Any, int, int]) -> None:
-        owner, low, high = extent
-        key = id(owner)
+    def mark(self, array: Any, extent: Extent) -> None:
+        """Note that an array was written now; its extent is asked for once (1.4 µs) as long as the array lives."""
+        known = self.written.get(id(array))
+        if known is None or known[0]() is not array:
+            known = self._enter(array, extent)
+        self.last = known[1][known[2]] = tick()
+
+    def _enter(self, array: Any, extent: Extent) -> tuple[Any, dict[tuple[int, int], int], tuple[int, int]]:
+        owner, low, high = extent(array)
+        key, number = id(owner), id(array)
         if key not in self.owners:
             self.owners[key] = weakref.ref(owner, lambda _: self.owners.pop(key, None)), {}
-        self.last = self.owners[key][1][low, high] = tick()
+        gone = weakref.ref(array, lambda _: self.written.pop(number, None))
+        self.written[number] = gone, self.owners[key][1], (low, high)
+        return self.written[number]
 
     def at(self, extent: tuple[Any, int, int]) -> int:
+        """When bytes of this extent were last written; 0 if never."""
         owner, low, high = extent
         found = self.owners.get(id(owner))
         if found is None:
@@ -102,7 +114,7 @@ def _saved_arrays(node: Node) -> Iterable[tuple[str, Any]]:
                     yield name, array
 
 
-def _check_saved(node: Node, extent: Callable[[Any], tuple[Any, int, int]]) -> None:
+def _check_saved(node: Node, extent: Extent) -> None:
     for name, array in _saved_arrays(node):
         if writes.at(extent(array)) > node.seq:
             raise GraphError(
@@ -142,84 +154,82 @@ def project(xp: Any, ct: Any, like: Node | Leaf) -> Any:
     return ct if ct.dtype == like.dtype else xp.astype(ct, dtype=like.dtype)
 
 
-def reachable(root: Node | Leaf) -> list[Any]:
-    """Every node from which `root` was computed, newest first (a node is older than its users). No recursion."""
-    found: list[Any] = [root]
-    seen = {root}
-    for node in found:  # grows while it is read: breadth first
+def reachable(root: Node | Leaf) -> tuple[list[Node], dict[Any, Any]]:
+    """What `root` was computed from: its nodes, newest first, and every node and leaf as a key with None.
+
+    A node is older than its users, so its age orders it; and no recursion, so a graph may be of any depth.
+    """
+    seen: dict[Any, Any] = {root: None}
+    nodes: list[Any] = [root] if root.edges else []
+    for node in nodes:  # grows while it is read: breadth first
         for edge in node.edges:
             if edge is not None and (parent := edge[0]) not in seen:
-                seen.add(parent)
-                found.append(parent)
-    found.sort(key=_BY_AGE, reverse=True)
-    return found
+                seen[parent] = None
+                if parent.edges:
+                    nodes.append(parent)
+    nodes.sort(key=_BY_AGE, reverse=True)
+    return nodes, seen
 
 
-def _between(nodes: list[Any], targets: Iterable[Any]) -> list[Any]:
-    """Those of `nodes` (newest first) whose cotangent some target needs."""
-    wanted = set(targets)
+def _towards(targets: set[Any], nodes: list[Node], seen: dict[Any, Any]) -> tuple[list[Node], dict[Any, Any]]:
+    """What `reachable` found, less all that leads to no target."""
+    if not targets.issubset(seen) and any(node.edges is _FREED for node in nodes):
+        _freed()  # the way to a target may have led through what was freed
+    wanted = targets.intersection(seen)
     for node in reversed(nodes):
-        if node not in wanted and any(edge is not None and edge[0] in wanted for edge in node.edges):
+        if any(edge is not None and edge[0] in wanted for edge in node.edges):
             wanted.add(node)
-    return [node for node in nodes if node in wanted]
+    return [node for node in nodes if node in wanted], dict.fromkeys(wanted)
 
 
 def sweep(
     root: Node | Leaf,
     seed: Any,
-    *,
     xp: Any,
-    extent: Callable[[Any], tuple[Any, int, int]],
+    extent: Extent,
     retain: bool,
     lift: Callable[[Node], Iterable[Edge | None]] | None = None,
     run_hooks: Callable[[Any, Any], Any] | None = None,
     targets: Iterable[Any] | None = None,
-    nodes: list[Any] | None = None,
 ) -> dict[Any, Any]:
     """Send `seed` from `root` towards the leaves; return the cotangent of each leaf (or of each of `targets`).
 
-    Nodes are visited newest first. A cotangent is projected when it arrives, added to what arrived before, and
-    what a node saved is dropped behind the sweep unless `retain`.
+    Nodes are visited newest first. A cotangent is projected when it arrives and added to what arrived before; what a
+    node saved is dropped behind the sweep unless `retain`.
     """
-    if nodes is None:
-        nodes = reachable(root)
-    wanted: Any = ()
+    nodes, arrived = reachable(root)
+    kept: dict[Any, Any] = {}
     if targets is not None:
-        wanted = set(targets)
-        if not wanted.issubset(nodes) and any(node.edges is _FREED for node in nodes):
-            _freed()  # the way to a target may have led through what was freed
-        nodes = _between(nodes, wanted)
-    add = xp.add
-    last_write = writes.last
-    arrived: dict[Any, Any] = dict.fromkeys(nodes)
+        kept = dict.fromkeys(targets)
+        nodes, arrived = _towards(set(kept), nodes, arrived)
     if root in arrived:
         arrived[root] = seed
-    result = {}
+    add, last_write = xp.add, writes.last
     for node in nodes:
         g = arrived.pop(node)
         if g is None:
             continue
         if run_hooks is not None:
             g = run_hooks(node, g)
-        edges: Any = node.edges
-        if targets is not None and node in wanted:
-            result[node] = g
-        if not edges:
-            if targets is None:
-                result[node] = g
-            continue
+        if kept and node in kept:
+            kept[node] = g
         if node.seq < last_write:
             _check_saved(node, extent)
-        for edge in edges if lift is None else lift(node):
-            if edge is not None:
-                parent, rule, saved = edge
-                if targets is not None and parent not in arrived:
-                    continue
-                ct = rule(xp, g, *saved)
-                if ct.shape != parent.shape or ct.dtype is not parent.dtype:
-                    ct = project(xp, ct, parent)
-                other = arrived[parent]
-                arrived[parent] = ct if other is None else add(other, ct)
+        for edge in node.edges if lift is None else lift(node):
+            if edge is None:
+                continue
+            parent, rule, saved = edge
+            if kept and parent not in arrived:
+                continue
+            ct = rule(xp, g, *saved)
+            if ct.shape != parent.shape or ct.dtype is not parent.dtype:
+                ct = project(xp, ct, parent)
+            other = arrived[parent]
+            arrived[parent] = ct if other is None else add(other, ct)
         if not retain:
             node.edges = _FREED
-    return result
+    if run_hooks is not None:
+        arrived = {leaf: g if g is None else run_hooks(leaf, g) for leaf, g in arrived.items()}
+    if kept:
+        arrived = {node: arrived.get(node, g) for node, g in kept.items()}
+    return arrived  # what is left are leaves; None where nothing arrived

@@ -215,17 +215,15 @@ class Tensor:
                     "gf.tensor(data, requires_grad=True) before computing the loss",
                 )
             )
-        interpreted = get_mode().interpreter is not None
-        lifted = create_graph or interpreted or isinstance(gradient, Tensor) and gradient.requires_grad
-        seed = _seed(self, gradient)
         retain = create_graph if retain_graph is None else retain_graph
-        if lifted:
+        seed = _seed(self, gradient)
+        if create_graph or seed._node is not None or get_mode().interpreter is not None:
             with using(grad_mode(create_graph)):
-                for leaf, g in own_tensors(sweep_tensors(self, seed, retain=retain), seed).items():
+                for leaf, g in own_tensors(sweep_tensors(self, seed, retain), seed).items():
                     leaf.grad = g if leaf.grad is None else leaf.grad + g
             return
         xp = self._xp
-        for leaf, g in own(sweep_arrays(self, seed._data, retain=retain), seed._data, xp).items():
+        for leaf, g in own(sweep_arrays(self, seed._data, retain), seed._data, xp).items():
             leaf.grad = g if leaf.grad is None else wrap(xp.add(leaf.grad._data, g._data), xp)
 
     # ------------------------------------------------------------ leaving the graph
@@ -531,6 +529,9 @@ def _check_gradient(gradient: Tensor, of: Tensor) -> None:
 
 def _seed(of: Tensor, gradient: Operand | None) -> Tensor:
     if gradient is None:
+        shape = of._data.shape
+        if shape == ():
+            return wrap(of._xp.one(of._data.dtype), of._xp)
         if of._data.size != 1:
             raise ShapeError(
                 explain(
@@ -539,46 +540,25 @@ def _seed(of: Tensor, gradient: Operand | None) -> Tensor:
                     "loss.mean().backward(), or y.backward(gf.ones_like(y))",
                 )
             )
-        one = of._xp.one(of._data.dtype)
-        return wrap(one if not of._data.shape else one.reshape(of._data.shape), of._xp)
+        return wrap(of._xp.one(of._data.dtype).reshape(shape), of._xp)
     seed = gradient if isinstance(gradient, Tensor) else OPS.make_tensor(gradient, dtype=of.dtype, backend=of.backend)
     seed = seed if seed.dtype == of.dtype else cast(Tensor, OPS.astype(seed, dtype=of.dtype))
     _check_gradient(seed, of)
     return seed
 
 
-def sweep_tensors(
-    root: Tensor, seed: Tensor, *, retain: bool, targets: Iterable[Any] | None = None
-) -> dict[Any, Tensor]:
+def sweep_tensors(root: Tensor, seed: Tensor, retain: bool, targets: Iterable[Any] | None = None) -> dict[Any, Tensor]:
     """Sweep with the generic rules on Tensors: the derivative is recorded if the present mode records."""
-    return tape.sweep(
-        cast(Node, root._node),
-        seed,
-        xp=OPS,
-        extent=root.backend.extent,
-        retain=retain,
-        lift=lambda node: lift(node, root._xp),
-        run_hooks=_run_hooks_on_tensors if tape.hooks_in_use else None,
-        targets=targets,
-    )
+    xp, node = root._xp, cast(Node, root._node)
+    hooks = _run_hooks if tape.hooks_in_use else None
+    return tape.sweep(node, seed, OPS, xp.backend.extent, retain, lambda n: lift(n, xp), hooks, targets)
 
 
-def sweep_arrays(root: Tensor, seed: Any, *, retain: bool, targets: Iterable[Any] | None = None) -> dict[Any, Any]:
+def sweep_arrays(root: Tensor, seed: Any, retain: bool, targets: Iterable[Any] | None = None) -> dict[Any, Any]:
     """Sweep on raw arrays, with the backend's faster derivatives where it has any."""
-    xp = root._xp
-
-    def run_hooks(node: Any, g: Any) -> Any:
-        return _run_hooks_on_tensors(node, wrap(g, xp))._data
-
-    return tape.sweep(
-        cast(Node, root._node),
-        seed,
-        xp=xp,
-        extent=xp.backend.extent,
-        retain=retain,
-        run_hooks=run_hooks if tape.hooks_in_use else None,
-        targets=targets,
-    )
+    xp, node = root._xp, cast(Node, root._node)
+    hooks = (lambda n, g: _run_hooks(n, wrap(g, xp))._data) if tape.hooks_in_use else None
+    return tape.sweep(node, seed, xp, xp.backend.extent, retain, None, hooks, targets)
 
 
 def lift(node: Node, xp: Any) -> list[Edge | None]:
@@ -609,7 +589,7 @@ def _rejoin(array: Any, xp: Any, edges: tuple[Edge | None, ...], i: int) -> Tens
     return wrap(array, xp, None if edge is None else edge[0])
 
 
-def _run_hooks_on_tensors(node: Any, g: Tensor) -> Tensor:
+def _run_hooks(node: Any, g: Tensor) -> Tensor:
     for hook in list((getattr(node, "hooks", None) or {}).values()):
         changed = hook(g)
         if changed is not None:
@@ -621,19 +601,16 @@ def _run_hooks_on_tensors(node: Any, g: Tensor) -> Tensor:
     return g
 
 
-def _whole(array: Any) -> Any:
-    """The array whose memory this is (part of)."""
-    base = getattr(array, "base", None)
-    return array if base is None else base
-
-
 def own(gradients: dict[Any, Any], seed: Any, xp: Any) -> dict[Any, Tensor]:
     """Raw gradients as Tensors, copied where an array is a view, read-only, or serves somebody else already."""
-    taken = {id(_whole(seed))}
+    taken = {id(seed if seed.base is None else seed.base)}
     owned = {}
     for node, g in gradients.items():
-        whole = _whole(g)
-        if id(whole) in taken or whole.size != g.size or not g.flags.writeable:
+        if g is None:
+            continue
+        base = g.base
+        whole = g if base is None else base
+        if id(whole) in taken or not g.shape or base is not None and (base.size != g.size or not g.flags.writeable):
             g = whole = xp.as_array(g, copy=True)
         taken.add(id(whole))
         t = owned[node] = Tensor()
@@ -643,11 +620,15 @@ def own(gradients: dict[Any, Any], seed: Any, xp: Any) -> dict[Any, Tensor]:
 
 def own_tensors(gradients: dict[Any, Tensor], seed: Tensor) -> dict[Any, Tensor]:
     """Gradients that are Tensors, those without history copied where `own` would copy."""
-    taken = {id(_whole(seed._data))}
+    array = seed._data
+    taken = {id(array if array.base is None else array.base)}
     owned = {}
     for node, g in gradients.items():
-        whole = _whole(g._data)
-        shared = id(whole) in taken or g._node is None and (whole.size != g._data.size or not g._data.flags.writeable)
+        if g is None:
+            continue
+        array = g._data
+        whole = array if array.base is None else array.base
+        shared = id(whole) in taken or g._node is None and (whole.size != array.size or not array.flags.writeable)
         owned[node] = OPS.copy(g) if shared else g
         taken.add(id(whole))
     return owned

@@ -6,7 +6,7 @@ Every transform can be applied to the result of another, so any order of derivat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper, wraps
 from typing import Any, cast
 
@@ -30,28 +30,24 @@ def flatten(tree: Any) -> tuple[list[Any], Callable[[Iterable[Any]], Any]]:
     >>> leaves, rebuild(x * 10 for x in leaves)
     ([1, 2, 3], {'a': (10, 20), 'b': [30]})
     """
-    leaves: list[Any] = []
+    return list(_leaves(tree)), lambda values: _rebuild(tree, iter(values))
 
-    def collect(node: Any) -> None:
-        if isinstance(node, dict):
-            for key in node:
-                collect(node[key])
-        elif isinstance(node, list | tuple):
-            for child in node:
-                collect(child)
-        else:
-            leaves.append(node)
 
-    def build(node: Any, found: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: build(node[key], found) for key in node}
-        if isinstance(node, list | tuple):
-            children = [build(child, found) for child in node]
-            return type(node)(*children) if hasattr(node, "_fields") else type(node)(children)
-        return next(found)
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, dict | list | tuple):
+        for child in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(child)
+    else:
+        yield tree
 
-    collect(tree)
-    return leaves, lambda values: build(tree, iter(values))
+
+def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _rebuild(child, leaves) for key, child in tree.items()}
+    if isinstance(tree, list | tuple):
+        children = [_rebuild(child, leaves) for child in tree]
+        return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
+    return next(leaves)
 
 
 # ---------------------------------------------------------------- one evaluation of a function, recorded
@@ -79,9 +75,9 @@ class _Recorded:
         found: dict[Any, Tensor]
         if graph or get_mode().interpreter is not None:
             with using(grad_mode(graph)):
-                found = own_tensors(sweep_tensors(out, seed, retain=retain or graph, targets=self.nodes), seed)
+                found = own_tensors(sweep_tensors(out, seed, retain or graph, self.nodes), seed)
         else:
-            found = own(sweep_arrays(out, seed._data, retain=retain, targets=self.nodes), seed._data, out._xp)
+            found = own(sweep_arrays(out, seed._data, retain, self.nodes), seed._data, out._xp)
         return [found[n] if n in found else zeros_like(v) for n, v in zip(self.nodes, self.variables, strict=True)]
 
 
@@ -95,7 +91,7 @@ def _variable(t: Tensor) -> Tensor:
 def reaches_beyond(root: Node | Leaf, own_nodes: Iterable[Any]) -> bool:
     """Whether a graph leads to a leaf outside the given nodes."""
     inside = set(own_nodes)
-    return any(type(node) is Leaf and node not in inside for node in tape.reachable(root))
+    return any(type(node) is Leaf and node not in inside for node in tape.reachable(root)[1])
 
 
 def _scalar(out: Any, what: str) -> Tensor:
@@ -307,12 +303,12 @@ def _push(out: Tensor, vs: list[Tensor], call: _Recorded) -> Tensor:
         u = zeros_like(out).requires_grad_()
         pulled = call.pull(out, u, retain=True, graph=True)
         total = _inner(pulled, vs)
-    if total._node is None or u._node not in tape.reachable(total._node):
+    if total._node is None or u._node not in tape.reachable(total._node)[1]:
         return zeros_like(out)
     one = wrap(total._xp.one(total.dtype), total._xp)
     beyond = call.connected and (reaches_beyond(total._node, [*call.nodes, u._node]))
     with using(grad_mode(beyond)):
-        found = sweep_tensors(total, one, retain=True, targets=[u._node])
+        found = sweep_tensors(total, one, True, [u._node])
     return own_tensors(found, one)[u._node]
 
 
@@ -418,41 +414,48 @@ class custom_vjp:  # noqa: N801
                 )
             )
         value, residuals = answer
-        return _join(value, _Pullback(name, self.backward, residuals, args), args)
+        return _join(value, residuals, _Pullback(name, self.backward, args))
 
 
-class _Pullback:
-    """Stands as a node's primitive: one call of `backward` serves the rules of all arguments."""
+class _Cotangents(tuple[Any, ...]):
+    """The cotangents of all arguments, from the node that computes them to the node that hands them out."""
 
-    position: dict[str, int] = {}  # noqa: RUF012  (nothing is saved by name)
+    __slots__ = ()
+    shape, dtype = (), None
 
-    def __init__(
-        self, name: str, backward: Callable[[Any, Tensor], Any], residuals: Any, args: tuple[Any, ...]
-    ) -> None:
-        self.name, self.backward, self.residuals, self.args = name, backward, residuals, args
-        self.last: tuple[Any, tuple[Any, ...]] | None = None
-        self.final = max((i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad), default=0)
+
+class _Handout:
+    """Stands as the primitive of the node that gives each argument its own cotangent."""
+
+    name, position = "custom_vjp", {}  # noqa: RUF012  (nothing is saved)
 
     def names_at(self, i: int) -> tuple[str, ...]:
         return ()
 
     def rule_at(self, i: int) -> Callable[..., Any]:
-        def rule(xp: Any, g: Any) -> Any:
-            if self.last is None or self.last[0] is not g:
-                self.last = g, self._cotangents(xp, g)
-            ct = self.last[1][i]
-            if i == self.final:
-                self.last = None
-            return ct
+        return lambda xp, cotangents: cotangents[i]
 
-        return rule
 
-    def _cotangents(self, xp: Any, g: Any) -> tuple[Any, ...]:
+class _Pullback:
+    """Stands as the primitive of the node of the value; its rule calls `backward`, once for all arguments."""
+
+    position: dict[str, int] = {}  # noqa: RUF012  (residuals are no operands)
+
+    def __init__(self, name: str, backward: Callable[[Any, Tensor], Any], args: tuple[Any, ...]) -> None:
+        self.name, self.backward, self.args = name, backward, args
+
+    def names_at(self, i: int) -> tuple[str, ...]:
+        return "residuals", "structure"
+
+    def rule_at(self, i: int) -> Callable[..., Any]:
+        return self._rule
+
+    def _rule(self, xp: Any, g: Any, arrays: tuple[Any, ...], residuals: list[Any]) -> _Cotangents:
         if xp is OPS:
-            return self._checked(self.backward(self.residuals, g))
+            return _Cotangents(self._checked(self.backward(residuals[0], g)))
         with using(grad_mode(False)):
-            found = self._checked(self.backward(self.residuals, wrap(g, xp)))
-        return tuple(None if t is None else xp.as_array(t._data, copy=True) for t in found)
+            found = self._checked(self.backward(residuals[0], wrap(xp.as_array(g), xp)))
+        return _Cotangents(None if t is None else xp.as_array(t._data, copy=True) for t in found)
 
     def _checked(self, cotangents: Any) -> tuple[Any, ...]:
         found = tuple(cotangents) if isinstance(cotangents, list | tuple) else (cotangents,)
@@ -475,15 +478,25 @@ class _Pullback:
         return tuple(made)
 
 
-def _join(value: Tensor, pullback: _Pullback, args: tuple[Any, ...]) -> Tensor:
-    """The value as the output of a node whose rules are the pullback's."""
-    node = Node()
-    node.seq, node.primitive, node.shape, node.dtype = tape.tick(), pullback, value.shape, value.dtype
-    node.edges = tuple(
-        (a._node, pullback.rule_at(i), ()) if isinstance(a, Tensor) and a._node is not None else None
-        for i, a in enumerate(args)
+def _join(value: Tensor, residuals: Any, pullback: _Pullback) -> Tensor:
+    """The value as the output of two nodes: one computes the cotangents of all arguments, one hands them out."""
+    leaves, rebuild = flatten(residuals)  # wrapped anew: a later `t += 1` may give t other memory
+    kept = rebuild(wrap(t._data, t._xp, t._node) if isinstance(t, Tensor) else t for t in leaves)
+    arrays = tuple(t._data for t in leaves if isinstance(t, Tensor))
+    below = _node(_Handout(), _Cotangents())
+    below.edges = tuple(
+        (a._node, below.primitive.rule_at(i), ()) if isinstance(a, Tensor) and a._node is not None else None
+        for i, a in enumerate(pullback.args)
     )
+    node = _node(pullback, value)
+    node.edges = ((below, pullback.rule_at(0), (arrays, [kept])),)
     return wrap(value._data, value._xp, node)
+
+
+def _node(primitive: Any, out: Any) -> Node:
+    node = Node()
+    node.seq, node.primitive, node.shape, node.dtype = tape.tick(), primitive, out.shape, out.dtype
+    return node
 
 
 __all__ = [

@@ -136,8 +136,7 @@ class Trace:
             arrays = [values[v] for v in operands]
             out = getattr(self._xp, primitive.name)(*arrays, **settings)
             if output is None:
-                for array in arrays[: primitive.writes]:
-                    tape.writes.mark(self._xp.backend.extent(array))
+                tape.writes.mark(arrays[0], self._xp.backend.extent)
             else:
                 values[output] = out if out.shape else self._xp.as_array(out)
         return tuple(wrap(values[v], self._xp) for v in self.results)

@@ -392,6 +392,9 @@ def label(module: Module) -> str:
     return type(module).__name__
 
 
+_CALL = Module.__call__.__code__
+
+
 def _tell_where(error: Exception) -> None:
     """Write into an error which module it came from: before a message that begins with its label, else into a note.
 
@@ -402,8 +405,10 @@ def _tell_where(error: Exception) -> None:
     called = []
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code is Module.__call__.__code__:
-            called.append(trace.tb_frame.f_locals["self"])
+        frame = trace.tb_frame
+        module = frame.f_locals.get("self")
+        if isinstance(module, Module) and frame.f_code in (_CALL, getattr(type(module).forward, "__code__", None)):
+            called.append(module)  # by `__call__`, or by a container that calls `forward` itself
         trace = trace.tb_next
     root, failed = called[0], called[-1]
     path = next((path for path, module in Module.named_modules(root) if module is failed), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -20,8 +20,33 @@ from gradflow.tensor import OPS, Operand, Tensor
 
 
 # ---------------------------------------------------------------- linear
-@primitive("numeric", name="linear")
-def _linear(x: Tensor, weight: Tensor, bias: Tensor, /) -> Tensor: ...
+def _check_linear(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...]) -> None:
+    if len(weight) != 2:
+        raise ShapeError(
+            explain(
+                f"linear with a weight of shape {weight}.", "a weight has shape (out, in).", "weight.reshape(out, in)"
+            )
+        )
+    if not x or x[-1] != weight[1]:
+        raise ShapeError(
+            explain(
+                f"linear got input of shape {x}: its last axis must be {weight[1]}.",
+                f"a weight of shape {weight} maps {weight[1]} features to {weight[0]}.",
+                f"x.reshape(-1, {weight[1]}), or a weight of shape ({weight[0]}, {x[-1] if x else 1})",
+            )
+        )
+    if bias != weight[:1]:
+        raise ShapeError(
+            explain(
+                f"linear with a bias of shape {bias}.",
+                f"a weight of shape {weight} needs a bias of shape {weight[:1]}.",
+                f"bias.reshape({weight[0]})",
+            )
+        )
+
+
+@primitive("numeric", name="linear", check=_check_linear)
+def _linear(x: Operand, weight: Operand, bias: Operand, /) -> Tensor: ...
 
 
 def _rows(xp: Any, x: Any) -> Any:
@@ -29,10 +54,21 @@ def _rows(xp: Any, x: Any) -> Any:
     return x if len(x.shape) == 2 else xp.reshape(x, shape=(math.prod(x.shape[:-1]), x.shape[-1]))
 
 
-defimpl(_linear, lambda xp, x, weight, bias: xp.matmul(x, xp.matrix_transpose(weight)) + bias)
+def _map_rows(xp: Any, x: Any, matrix: Any) -> Any:
+    """The last axis of x times a matrix."""
+    y = xp.matmul(_rows(xp, x), matrix)
+    return y if len(x.shape) == 2 else xp.reshape(y, shape=(*x.shape[:-1], matrix.shape[1]))
+
+
+def _impl_linear(xp: Any, x: Any, weight: Any, bias: Any) -> Any:
+    _check_linear(x.shape, weight.shape, bias.shape)
+    return _map_rows(xp, x, xp.matrix_transpose(weight)) + bias
+
+
+defimpl(_linear, _impl_linear)
 defvjp(
     _linear,
-    x=lambda xp, g, weight: xp.matmul(g, weight),
+    x=lambda xp, g, weight: _map_rows(xp, g, weight),  # noqa: PLW0108  (a rule names what it saves)
     weight=lambda xp, g, x: xp.matmul(xp.matrix_transpose(_rows(xp, g)), _rows(xp, x)),
     bias=lambda xp, g: g,
 )
@@ -52,45 +88,11 @@ def linear(x: Operand, weight: Operand, bias: Operand | None = None, /) -> Tenso
     >>> gf.linear(gf.tensor([[1.0, 2.0]]), gf.tensor([[3.0, 4.0]]), gf.tensor([0.5]))
     tensor([[11.5]])
     """
-    try:
-        xs, ws = x._data.shape, weight._data.shape  # type: ignore[union-attr]
-        if bias is not None and len(xs) > 1 and xs[-1] == ws[1] and bias._data.shape == ws[:1] and len(ws) == 2:  # type: ignore[union-attr]
-            return _linear(x, weight, bias)  # type: ignore[arg-type]
-    except (AttributeError, IndexError):
-        pass
+    if bias is not None:
+        return _linear(x, weight, bias)
     x, weight = as_tensor(x), as_tensor(weight)
-    bias = None if bias is None else as_tensor(bias)
-    _check_linear(x.shape, weight.shape, None if bias is None else bias.shape)
-    if bias is None:
-        return matmul(x, matrix_transpose(weight))
-    if x.ndim == 1:
-        return reshape(_linear(expand_dims(x, axis=0), weight, bias), weight.shape[:1])
-    return _linear(x, weight, bias)
-
-
-def _check_linear(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
-    if len(weight) != 2:
-        raise ShapeError(
-            explain(
-                f"linear with a weight of shape {weight}.", "a weight has shape (out, in).", "weight.reshape(out, in)"
-            )
-        )
-    if not x or x[-1] != weight[1]:
-        raise ShapeError(
-            explain(
-                f"linear got input of shape {x}: its last axis must be {weight[1]}.",
-                f"a weight of shape {weight} maps {weight[1]} features to {weight[0]}.",
-                f"x.reshape(-1, {weight[1]}), or a weight of shape ({weight[0]}, {x[-1] if x else 1})",
-            )
-        )
-    if bias is not None and bias != weight[:1]:
-        raise ShapeError(
-            explain(
-                f"linear with a bias of shape {bias}.",
-                f"a weight of shape {weight} needs a bias of shape {weight[:1]}.",
-                f"bias.reshape({weight[0]})",
-            )
-        )
+    _check_linear(x.shape, weight.shape, weight.shape[:1])
+    return matmul(x, matrix_transpose(weight))
 
 
 # ---------------------------------------------------------------- softmax
@@ -284,15 +286,19 @@ def _reduced(loss: Tensor, how: str) -> Tensor:
 
 
 def _same_shape(function: str, x: Tensor, target: Tensor) -> None:
-    if x._data.shape != target._data.shape:
-        fix = f"target.reshape({x.shape})" if x.size == target.size else "compare model(x).shape with target.shape"
-        raise ShapeError(
-            explain(
-                f"{function} got input of shape {x.shape} and target of shape {target.shape}.",
-                "they would broadcast against each other and give a wrong loss in silence.",
-                fix,
-            )
+    if x.shape != target.shape:
+        _refuse_shapes(function, x, target)
+
+
+def _refuse_shapes(function: str, x: Tensor, target: Tensor) -> NoReturn:
+    fix = f"target.reshape({x.shape})" if x.size == target.size else "compare model(x).shape with target.shape"
+    raise ShapeError(
+        explain(
+            f"{function} got input of shape {x.shape} and target of shape {target.shape}.",
+            "they would broadcast against each other and give a wrong loss in silence.",
+            fix,
         )
+    )
 
 
 def mse_loss(input: Operand, target: Operand, /, *, reduction: str = "mean") -> Tensor:
@@ -309,8 +315,10 @@ def mse_loss(input: Operand, target: Operand, /, *, reduction: str = "mean") -> 
     >>> gf.mse_loss(gf.tensor([1.0, 2.0]), gf.tensor([0.0, 0.0]))
     tensor(2.5)
     """
-    x, t = as_tensor(input), as_tensor(target)
-    _same_shape("mse_loss", x, t)
+    x = input if isinstance(input, Tensor) else as_tensor(input)
+    t = target if isinstance(target, Tensor) else as_tensor(target)
+    if x._data.shape != t._data.shape:
+        _refuse_shapes("mse_loss", x, t)
     if reduction == "mean":
         return mean_squared_error(x, t)
     _check_reduction("mse_loss", reduction)

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from typing import Any, final
 
 from gradflow.ops.update import ADAM_HYPER
-from gradflow.optim.optimizer import Optimizer, _Run, require
-from gradflow.tensor import OPS, Tensor
+from gradflow.optim.optimizer import Optimizer, require
 
 
 def _defaults(lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> dict[str, float]:
@@ -16,13 +15,6 @@ def _defaults(lr: float, betas: tuple[float, float], eps: float, weight_decay: f
 
 def _check(name: str, value: float) -> None:
     require(name, value, 0.0, 1.0 if name.startswith("beta") else None)
-
-
-def _update(run: _Run, hyper: Tensor, grads: list[Tensor], decoupled: bool, eps_inside: bool, maximize: bool) -> None:
-    OPS.adam(
-        run.arrays[0], run.arrays[1], run.arrays[2], run.arrays[3], hyper, *grads,
-        turned=run.turned, decoupled=decoupled, eps_inside=eps_inside, maximize=maximize,
-    )  # fmt: skip
 
 
 @final
@@ -62,6 +54,7 @@ class Adam(Optimizer):
     parameter([0.9])
     """
 
+    rule = "adam"
     hyper = ADAM_HYPER
     slots = ("exp_avg", "exp_avg_sq")
 
@@ -76,14 +69,11 @@ class Adam(Optimizer):
         eps_inside_root: bool = False,
         maximize: bool = False,
     ) -> None:
-        self.eps_inside_root, self.maximize = bool(eps_inside_root), bool(maximize)
+        self.settings = {"decoupled": False, "eps_inside": bool(eps_inside_root), "maximize": bool(maximize)}
         super().__init__(params, _defaults(lr, betas, eps, weight_decay))
 
     def _check(self, name: str, value: float) -> None:
         _check(name, value)
-
-    def _update(self, run: _Run, hyper: Tensor, grads: list[Tensor]) -> None:
-        _update(run, hyper, grads, False, self.eps_inside_root, self.maximize)
 
 
 @final
@@ -112,6 +102,7 @@ class AdamW(Optimizer):
     parameter([0.85])
     """
 
+    rule = "adam"
     hyper = ADAM_HYPER
     slots = ("exp_avg", "exp_avg_sq")
 
@@ -126,11 +117,8 @@ class AdamW(Optimizer):
         eps_inside_root: bool = False,
         maximize: bool = False,
     ) -> None:
-        self.eps_inside_root, self.maximize = bool(eps_inside_root), bool(maximize)
+        self.settings = {"decoupled": True, "eps_inside": bool(eps_inside_root), "maximize": bool(maximize)}
         super().__init__(params, _defaults(lr, betas, eps, weight_decay))
 
     def _check(self, name: str, value: float) -> None:
         _check(name, value)
-
-    def _update(self, run: _Run, hyper: Tensor, grads: list[Tensor]) -> None:
-        _update(run, hyper, grads, True, self.eps_inside_root, self.maximize)

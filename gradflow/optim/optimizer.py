@@ -20,12 +20,12 @@ class _Buffer:
     (a moment), and a count of steps for each parameter.
     """
 
-    def __init__(self, params: list[Tensor], slots: tuple[str, ...]) -> None:
-        self.params = params
+    def __init__(self, params: list[Tensor], optimizer: Optimizer, hyper: Tensor) -> None:
+        self.params, self.hyper, self.settings = params, hyper, optimizer.settings
         backend, dtype = params[0].backend, params[0].dtype
         self.ends = np.cumsum([p.size for p in params]).tolist()
         self.starts = [0, *self.ends[:-1]]
-        self.slots = [zeros(self.ends[-1], dtype=dtype, backend=backend) for _ in slots]
+        self.slots = [zeros(self.ends[-1], dtype=dtype, backend=backend) for _ in optimizer.slots]
         self.steps = zeros(len(params), dtype=np.float64, backend=backend)
         self.adopt()
 
@@ -100,8 +100,9 @@ class _Run:
     def __init__(self, buffer: _Buffer, i: int, j: int) -> None:
         start, end = buffer.starts[i], buffer.ends[j - 1]
         self.count = j - i
-        self.arrays = (buffer.flat[start:end], *(slot[start:end] for slot in buffer.slots), buffer.steps[i:j])
-        self.turned = tuple(buffer.turned[i:j])
+        state = (slot[start:end] for slot in buffer.slots)
+        self.operands = (buffer.flat[start:end], *state, buffer.steps[i:j], buffer.hyper)
+        self.settings = {**buffer.settings, "turned": tuple(buffer.turned[i:j])}
 
 
 def _is_turned(p: Tensor) -> bool:
@@ -126,7 +127,7 @@ class ParamGroup(Mapping[str, Any]):
         by_dtype: dict[Any, list[Tensor]] = {}
         for p in params:
             by_dtype.setdefault((p.dtype, p.backend), []).append(p)
-        self.buffers = [_Buffer(members, optimizer.slots) for members in by_dtype.values()]
+        self.buffers = [_Buffer(members, optimizer, self.hyper) for members in by_dtype.values()]
 
     def __getitem__(self, name: str) -> Any:
         if name == "params":
@@ -166,8 +167,10 @@ class Optimizer(ABC):
         DTypeError: something that is no tensor.
     """
 
+    rule: ClassVar[str]  # the primitive that updates (parameters, *slots, steps, hyper, *gradients)
     hyper: ClassVar[tuple[str, ...]]  # the hyper-parameters, in the order in which the rule reads them
     slots: ClassVar[tuple[str, ...]]  # the names of the arrays of state, PyTorch's
+    settings: dict[str, bool]  # what is fixed when the optimizer is built
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, float]) -> None:
         self._defaults = defaults
@@ -187,10 +190,6 @@ class Optimizer(ABC):
         self.param_groups = [ParamGroup(self, members, values) for members, values in checked]
 
     @abstractmethod
-    def _update(self, run: _Run, hyper: Tensor, grads: list[Tensor]) -> None:
-        """Apply the rule to one run of parameters."""
-
-    @abstractmethod
     def _check(self, name: str, value: float) -> None:
         """Raise ArgumentError for a hyper-parameter out of range."""
 
@@ -198,15 +197,16 @@ class Optimizer(ABC):
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Update every parameter that has a gradient; with a closure, compute the loss by it first and return it."""
         loss = None if closure is None else closure()
+        update = getattr(OPS, self.rule)
         for group in self.param_groups:
             for buffer in group.buffers:
                 grads, runs = buffer.gradients()
                 if len(runs) == 1:
-                    self._update(runs[0], group.hyper, grads)
+                    update(*runs[0].operands, *grads, **runs[0].settings)
                     continue
                 at = 0
                 for run in runs:
-                    self._update(run, group.hyper, grads[at : at + run.count])
+                    update(*run.operands, *grads[at : at + run.count], **run.settings)
                     at += run.count
         return loss
 

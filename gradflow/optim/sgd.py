@@ -7,8 +7,7 @@ from typing import Any, final
 
 from gradflow.errors import ArgumentError, explain
 from gradflow.ops.update import SGD_HYPER
-from gradflow.optim.optimizer import Optimizer, _Run, require
-from gradflow.tensor import OPS, Tensor
+from gradflow.optim.optimizer import Optimizer, require
 
 
 @final
@@ -44,6 +43,7 @@ class SGD(Optimizer):
     parameter([0.8])
     """
 
+    rule = "sgd"
     hyper = SGD_HYPER
     slots = ("momentum_buffer",)
 
@@ -58,7 +58,7 @@ class SGD(Optimizer):
         *,
         maximize: bool = False,
     ) -> None:
-        self.nesterov, self.maximize = bool(nesterov), bool(maximize)
+        self.settings = {"nesterov": bool(nesterov), "maximize": bool(maximize)}
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ArgumentError(
                 explain(
@@ -72,9 +72,3 @@ class SGD(Optimizer):
     def _check(self, name: str, value: float) -> None:
         if name != "dampening":
             require(name, value, 0.0)
-
-    def _update(self, run: _Run, hyper: Tensor, grads: list[Tensor]) -> None:
-        param, velocity, steps = run.arrays
-        OPS.sgd(
-            param, velocity, steps, hyper, *grads, turned=run.turned, nesterov=self.nesterov, maximize=self.maximize
-        )
