@@ -11,7 +11,7 @@ import pytest
 from gradflow import backend, config
 
 hypothesis.settings.register_profile("dev", deadline=None, print_blob=True, max_examples=30)
-hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, max_examples=100)
+hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, max_examples=100, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
