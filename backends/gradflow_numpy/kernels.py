@@ -192,10 +192,15 @@ def _add_rows(rows: Array, index: Array, shape: tuple[int, ...]) -> Array:
     return out.reshape(shape)
 
 
+def _in_order(key: tuple[Any, ...], indices: tuple[Array, ...]) -> tuple[Any, ...]:
+    """The key of an assignment: NumPy writes in the memory order of index arrays and value, and the last one wins."""
+    return filled(key, tuple(np.asarray(i, order="C") for i in indices))
+
+
 @kernel
 def index_update(x: Array, value: Any, *indices: Array, key: tuple[Any, ...]) -> Any:
     out = x.copy()
-    out[filled(key, indices)] = value
+    out[_in_order(key, indices)] = np.asarray(value, order="C")
     return out
 
 
@@ -206,7 +211,7 @@ def nonzero_index(x: Array, axis: int) -> Any:
 
 @kernel
 def lasting(*indices: Array, shape: tuple[int, ...], key: tuple[Any, ...]) -> Any:
-    full = filled(key, indices)
+    full = _in_order(key, indices)
     writer = np.empty(shape, np.int64)
     selected = writer[full].shape
     number = np.arange(math.prod(selected)).reshape(selected)
@@ -216,7 +221,7 @@ def lasting(*indices: Array, shape: tuple[int, ...], key: tuple[Any, ...]) -> An
 
 @kernel
 def assign_index(x: Array, value: Array, *indices: Array, key: tuple[Any, ...]) -> None:
-    x[filled(key, indices)] = value
+    x[_in_order(key, indices)] = np.asarray(value, order="C")
 
 
 @kernel
