@@ -29,7 +29,6 @@ from gradflow.backend import Backend, resolve
 from gradflow.config import get_default_dtype
 from gradflow.errors import (
     ArgumentError,
-    BackendMismatchError,
     DTypeError,
     GradflowError,
     IndexRangeError,
@@ -38,7 +37,7 @@ from gradflow.errors import (
 )
 from gradflow.mode import NO_GRAD, RECORD, get_mode
 from gradflow.tape import Node
-from gradflow.tensor import OPS, Tensor, wrap
+from gradflow.tensor import OPS, Tensor, mismatch, wrap
 
 F = TypeVar("F", bound=Callable[..., Any])
 Rule = Callable[..., Any]
@@ -169,6 +168,7 @@ def defvjp(function: Callable[..., Any], **rules: Rule) -> None:
             rule.__name__ = rule.__qualname__ = f"vjp_{prim.name}_{operand}"  # what a traceback shows
         i = prim.position[operand]
         prim.rules[i], prim.names[i] = rule, names
+        _forget(f"{prim.name}_vjp_{operand}")
     if not prim.variadic:
         prim.function.__code__ = _first_call.__code__
 
@@ -176,6 +176,13 @@ def defvjp(function: Callable[..., Any], **rules: Rule) -> None:
 def defimpl(function: Callable[..., Any], impl: Callable[..., Any]) -> None:
     """Say how a primitive is computed from others over `xp`, for backends without a kernel of its name."""
     of(function).impl = impl
+    _forget(of(function).name)
+
+
+def _forget(name: str) -> None:
+    """Have every namespace look a function up again."""
+    for xp in _NAMESPACES.values():
+        vars(xp).pop(name, None)
 
 
 # ---------------------------------------------------------------- a backend's namespace on raw arrays
@@ -350,14 +357,7 @@ def _one_namespace(prim: Primitive, operands: Sequence[Any]) -> Any:
             if found is None:
                 found = operand._xp
             elif operand._xp is not found:
-                here, there = found.backend, operand._xp.backend
-                raise BackendMismatchError(
-                    explain(
-                        f"{prim.name} got tensors on {here.name}:{here.device} and {there.name}:{there.device}.",
-                        "an operation runs on one backend; nothing is moved in silence.",
-                        f"move one of them: t.to({here.name!r})",
-                    )
-                )
+                raise mismatch(f"{prim.name} got tensors", found.backend, operand._xp.backend)
     return found if found is not None else namespace()
 
 

@@ -7,16 +7,17 @@ differentiated again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import wraps
-from types import SimpleNamespace
+from threading import get_ident
+from types import GeneratorType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, cast
 
 import numpy as np
 
 from gradflow import tape
-from gradflow.errors import DTypeError, GraphError, ShapeError, explain
-from gradflow.mode import get_mode, grad_mode, set_mode, using
+from gradflow.errors import BackendMismatchError, DTypeError, GraphError, ShapeError, explain
+from gradflow.mode import Mode, get_mode, grad_mode, set_mode, using
 from gradflow.tape import Edge, Leaf, Node
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Tensor:
                 )
             )
         if value is not None:
-            _check_gradient(value, self)
+            check_gradient(value, self)
         self._node.grad = value
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
@@ -224,7 +225,7 @@ class Tensor:
             return
         xp = self._xp
         for leaf, g in own(sweep_arrays(self, seed._data, retain), seed._data, xp).items():
-            leaf.grad = g if leaf.grad is None else wrap(xp.add(leaf.grad._data, g._data), xp)
+            leaf.grad = g if leaf.grad is None else wrap(xp.as_array(xp.add(leaf.grad._data, g._data)), xp)
 
     # ------------------------------------------------------------ leaving the graph
     def _read(self, how: str) -> None:
@@ -500,31 +501,40 @@ def _unpickle(cls: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tens
 
 
 # ---------------------------------------------------------------- backward: raw arrays, or Tensors for higher orders
-def _check_gradient(gradient: Tensor, of: Tensor) -> None:
-    if not isinstance(gradient, Tensor):
-        raise DTypeError(
-            explain(
-                f"a gradient of type {type(gradient).__name__}.",
-                "a gradient is a Tensor.",
-                "t.grad = gf.tensor(values)",
-            )
+def mismatch(what: str, here: Backend, there: Backend) -> BackendMismatchError:
+    """The error for tensors on two backends where one is needed."""
+    return BackendMismatchError(
+        explain(
+            f"{what} on {here.name}:{here.device} and {there.name}:{there.device}.",
+            "an operation runs on one backend; nothing is moved in silence.",
+            f"move one of them: t.to({here.name!r})",
         )
+    )
+
+
+def check_gradient(gradient: Tensor, of: Tensor, what: str = "a gradient") -> None:
+    """Raise unless a gradient (or tangent) is a Tensor of the shape, dtype and backend of the one it belongs to."""
+    if not isinstance(gradient, Tensor):
+        kind = type(gradient).__name__
+        raise DTypeError(explain(f"{what} of type {kind}.", "derivatives are Tensors.", "gf.tensor(values)"))
     if gradient.shape != of.shape:
         raise ShapeError(
             explain(
-                f"a gradient of shape {gradient.shape} for a tensor of shape {of.shape}.",
-                "a gradient has exactly the shape of what it is the gradient of.",
+                f"{what} of shape {gradient.shape} for a tensor of shape {of.shape}.",
+                "it has exactly the shape of what it belongs to.",
                 f"gf.broadcast_to(gradient, {of.shape})",
             )
         )
     if gradient.dtype != of.dtype:
         raise DTypeError(
             explain(
-                f"a {gradient.dtype} gradient for a tensor of {of.dtype}.",
-                "a gradient has exactly the dtype of what it is the gradient of.",
+                f"{what} of {gradient.dtype} for a tensor of {of.dtype}.",
+                "it has exactly the dtype of what it belongs to.",
                 f"gradient.astype(gf.{of.dtype})",
             )
         )
+    if gradient._xp is not of._xp:
+        raise mismatch(f"a tensor and {what}", of.backend, gradient.backend)
 
 
 def _seed(of: Tensor, gradient: Operand | None) -> Tensor:
@@ -543,7 +553,7 @@ def _seed(of: Tensor, gradient: Operand | None) -> Tensor:
         return wrap(of._xp.one(of._data.dtype).reshape(shape), of._xp)
     seed = gradient if isinstance(gradient, Tensor) else OPS.make_tensor(gradient, dtype=of.dtype, backend=of.backend)
     seed = seed if seed.dtype == of.dtype else cast(Tensor, OPS.astype(seed, dtype=of.dtype))
-    _check_gradient(seed, of)
+    check_gradient(seed, of)
     return seed
 
 
@@ -590,13 +600,15 @@ def _rejoin(array: Any, xp: Any, edges: tuple[Edge | None, ...], i: int) -> Tens
 
 
 def _run_hooks(node: Any, g: Tensor) -> Tensor:
-    for hook in list((getattr(node, "hooks", None) or {}).values()):
-        changed = hook(g)
-        if changed is not None:
-            _check_gradient(changed, g)
-            g = changed
+    if hooks := getattr(node, "hooks", None):
+        g = OPS.copy(g)  # a hook may keep or write into what it is shown, and others are given the same array
+        for hook in list(hooks.values()):
+            changed = hook(g)
+            if changed is not None:
+                check_gradient(changed, g)
+                g = changed
     if type(node) is Node and hasattr(node, "grad"):
-        kept = g.detach() if not g.requires_grad else g
+        kept = OPS.copy(g)
         node.grad = kept if node.grad is None else node.grad + kept
     return g
 
@@ -638,27 +650,38 @@ def own_tensors(gradients: dict[Any, Tensor], seed: Tensor) -> dict[Any, Tensor]
 class _GradMode:
     """Sets whether operations are recorded: for a block, a function it decorates, or (called alone) from now on."""
 
-    __slots__ = ("_recording", "_stack")
+    __slots__ = ("_outside", "_recording")
 
     def __init__(self, recording: bool) -> None:
         self._recording = recording
-        self._stack: list[using] = []
+        self._outside: dict[int, list[Mode]] = {}  # thread -> the modes outside its open blocks
 
     def __enter__(self) -> None:
-        block = using(grad_mode(self._recording))
-        block.__enter__()
-        self._stack.append(block)
+        self._outside.setdefault(get_ident(), []).append(get_mode())
+        set_mode(grad_mode(self._recording))
 
     def __exit__(self, *_: object) -> None:
-        self._stack.pop().__exit__()
+        set_mode(self._outside[get_ident()].pop())
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
             with using(grad_mode(self._recording)):
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+            return cast(R, self._resumed(result)) if isinstance(result, GeneratorType) else result
 
         return wrapped
+
+    def _resumed(self, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """The same generator, which runs in the mode while its caller does not."""
+        sent = None
+        while True:
+            with using(grad_mode(self._recording)):
+                try:
+                    item = generator.send(sent)
+                except StopIteration as end:
+                    return end.value
+            sent = yield item
 
 
 class no_grad(_GradMode):  # noqa: N801
@@ -727,6 +750,6 @@ def is_grad_enabled() -> bool:
 
 
 __all__ = [
-    "OPS", "Operand", "Parameter", "Shape", "Tensor", "enable_grad", "is_grad_enabled", "lift", "no_grad", "own",
-    "own_tensors", "set_grad_enabled", "sweep_arrays", "sweep_tensors", "wrap",
+    "OPS", "Operand", "Parameter", "Shape", "Tensor", "check_gradient", "enable_grad", "is_grad_enabled", "lift",
+    "mismatch", "no_grad", "own", "own_tensors", "set_grad_enabled", "sweep_arrays", "sweep_tensors", "wrap",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from gradflow.mode import get_mode, grad_mode, using
 from gradflow.ops.creation import as_tensor, eye, full_like, zeros_like
 from gradflow.ops.shaping import broadcast_to, reshape, stack
 from gradflow.tape import Leaf, Node
-from gradflow.tensor import OPS, Tensor, own, own_tensors, sweep_arrays, sweep_tensors, wrap
+from gradflow.tensor import OPS, Tensor, check_gradient, own, own_tensors, sweep_arrays, sweep_tensors, wrap
 
 Function = Callable[..., Any]
 
@@ -236,15 +236,9 @@ def _one_output(outs: list[Any], seeds: list[Any], what: str) -> tuple[Tensor, T
 
 def _like(value: Any, of: Tensor, what: str) -> Tensor:
     t = as_tensor(value)
-    if t.shape != of.shape:
-        raise ShapeError(
-            explain(
-                f"{what} of shape {t.shape} for a tensor of shape {of.shape}.",
-                "it has exactly the shape of what it belongs to.",
-                f"gf.ones({of.shape})",
-            )
-        )
-    return t if t.dtype == of.dtype else cast(Tensor, OPS.astype(t, dtype=of.dtype))
+    t = t if t.dtype == of.dtype else cast(Tensor, OPS.astype(t, dtype=of.dtype))
+    check_gradient(t, of, what)
+    return t
 
 
 def _inner(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
@@ -427,7 +421,8 @@ class _Cotangents(tuple[Any, ...]):
 class _Handout:
     """Stands as the primitive of the node that gives each argument its own cotangent."""
 
-    name, position = "custom_vjp", {}  # noqa: RUF012  (nothing is saved)
+    name = "custom_vjp"
+    position: dict[str, int] = {}  # noqa: RUF012
 
     def names_at(self, i: int) -> tuple[str, ...]:
         return ()

@@ -1,4 +1,4 @@
-"""What the engine promises: backward, hooks, modes, writes in place, memory, threads; beside PyTorch where it has them."""
+"""The engine: backward, hooks, modes, writes in place, memory, threads; beside PyTorch where it has them."""
 
 from __future__ import annotations
 
