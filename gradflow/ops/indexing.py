@@ -197,9 +197,10 @@ def setitem(x: Tensor, key: Any, value: Operand) -> None:
     value = _fit_value(x, value)
     refuse_write_to_leaf(x, "t[...] = value")
     static, arrays = split(x, key)
-    if get_mode().recording and (x._node is not None or value._node is not None):
+    if value._data.shape[:1] == (1,):  # it broadcasts without leading ones, which NumPy takes for some keys only
         lead = next((i for i, n in enumerate(value.shape) if n != 1), value.ndim)
-        value = value if not lead else OPS.reshape(value, shape=value.shape[lead:])  # it broadcasts without them
+        value = OPS.reshape(value, shape=value.shape[lead:])
+    if get_mode().recording and (x._node is not None or value._node is not None):
         _rebind(x, index_update(x, value, *arrays, key=static))
     elif static == (Ellipsis,) and value.shape == x.shape:
         _write("t[...] = value", assign, x, value)
