@@ -194,18 +194,18 @@ def setitem(x: Tensor, key: Any, value: Operand) -> None:
         DTypeError: a floating-point value for a tensor of integers.
         ShapeError: a value that does not broadcast to the selection.
     """
-    value = _fit_value(x, value)
+    new = _fit_value(x, value)
     refuse_write_to_leaf(x, "t[...] = value")
     static, arrays = split(x, key)
-    if value._data.shape[:1] == (1,):  # it broadcasts without leading ones, which NumPy takes for some keys only
-        lead = next((i for i, n in enumerate(value.shape) if n != 1), value.ndim)
-        value = OPS.reshape(value, shape=value.shape[lead:])
-    if get_mode().recording and (x._node is not None or value._node is not None):
-        _rebind(x, index_update(x, value, *arrays, key=static))
-    elif static == (Ellipsis,) and value.shape == x.shape:
-        _write("t[...] = value", assign, x, value)
+    if new.shape[:1] == (1,):  # it broadcasts without leading ones, which NumPy takes for some keys only
+        lead = next((i for i, n in enumerate(new.shape) if n != 1), new.ndim)
+        new = OPS.reshape(new, shape=new.shape[lead:])
+    if get_mode().recording and (x._node is not None or new._node is not None):
+        _rebind(x, index_update(x, new, *arrays, key=static))
+    elif static == (Ellipsis,) and new.shape == x.shape:
+        _write("t[...] = value", assign, x, new)
     else:
-        _write("t[...] = value", assign_index, x, value, *arrays, key=static)
+        _write("t[...] = value", assign_index, x, new, *arrays, key=static)
 
 
 def _fit_value(x: Tensor, value: Operand) -> Tensor:
