@@ -26,8 +26,8 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
 # What is not given on the command line. The small data set is soon learnt by heart: smoothed labels keep the network
 # from growing ever more certain of it, and are worth more than one per cent of accuracy there.
 DEFAULTS = {
-    "digits": {"hidden": [512], "epochs": 60, "batch_size": 32, "label_smoothing": 0.1},
-    "mnist": {"hidden": [120], "epochs": 10, "batch_size": 128, "label_smoothing": 0.0},
+    "digits": {"hidden": [128], "epochs": 60, "batch_size": 32, "lr": 3e-3, "label_smoothing": 0.1},
+    "mnist": {"hidden": [120], "epochs": 10, "batch_size": 128, "lr": 1e-3, "label_smoothing": 0.0},
 }
 
 
@@ -38,8 +38,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--backend", metavar="NAME", help="what computes (default: GRADFLOW_BACKEND, else numpy)")
     add("--epochs", type=int, metavar="N", help="how often to go through the training images (digits 60, mnist 10)")
     add("--batch-size", type=int, metavar="N", help="images in a step (digits 32, mnist 128)")
-    add("--lr", type=float, default=1e-3, metavar="RATE", help="learning rate of Adam (default: 0.001)")
-    add("--hidden", type=int, nargs="*", metavar="N", help="sizes of the hidden layers (digits 512, mnist 120)")
+    add("--lr", type=float, metavar="RATE", help="learning rate of Adam (digits 0.003, mnist 0.001)")
+    add("--hidden", type=int, nargs="*", metavar="N", help="sizes of the hidden layers (digits 128, mnist 120)")
     add("--activation", choices=ACTIVATIONS, default="relu", help="after each hidden layer (default: relu)")
     add("--label-smoothing", type=float, metavar="SHARE", help="spread over all classes (digits 0.1, mnist 0)")
     add("--seed", type=int, default=0, metavar="N", help="of initial weights and batches (default: 0)")

@@ -45,12 +45,12 @@ def test_main_job(example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert f"test accuracy {reached:.2%}: {round(180 * reached)} of 180 images" in printed
     assert "1,437 / 180 / 180 images" in printed
-    assert "38,410 weights on <backend numpy on cpu>" in printed
+    assert "9,610 weights on <backend numpy on cpu>" in printed
     assert "History of 60 epochs" in printed
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == ["train_mlp_digits.png", "train_mlp_digits.safetensors"]
     assert (out / "train_mlp_digits.png").read_bytes().startswith(b"\x89PNG")
-    model = nn.MLP([64, 512, 10])
+    model = nn.MLP([64, 128, 10])
     model.load_state_dict(gf.load(out / "train_mlp_digits.safetensors"))
     assert measured(model, gf.datasets.digits()) == pytest.approx(reached)
 
@@ -84,7 +84,8 @@ def test_no_hidden_layer_is_logistic_regression(example: ModuleType, capsys: pyt
 def test_mnist_has_its_own_defaults(example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gf.datasets, "mnist", gf.datasets.digits)
     options = example.parse(["--dataset", "mnist"])
-    assert (options.hidden, options.epochs, options.batch_size, options.label_smoothing) == ([120], 10, 128, 0.0)
+    assert (options.hidden, options.epochs, options.batch_size, options.lr) == ([120], 10, 128, 1e-3)
+    assert options.label_smoothing == 0.0
     example.main(["--dataset", "mnist", "--epochs", "1", "--quiet"])
     assert (tmp_path / "out/train_mlp_mnist.png").exists()
 
