@@ -34,6 +34,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "sign": np.sign,
     "exp": np.exp,
     "log": np.log,
+    "log1p": np.log1p,
     "sqrt": np.sqrt,
     "tanh": np.tanh,
     "maximum": np.maximum,

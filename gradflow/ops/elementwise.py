@@ -192,6 +192,16 @@ def log(x: Operand, /) -> Tensor:
 
 
 @primitive("float")
+def log1p(x: Operand, /) -> Tensor:
+    """ln(1 + x), exact to rounding for small x too.
+
+    >>> gf.log1p(gf.tensor([0.0, 1e-10]))
+    tensor([0.e+00, 1.e-10])
+    """
+    ...
+
+
+@primitive("float")
 def sqrt(x: Operand, /) -> Tensor:
     """Square root √x; its derivative at 0 is ∞.
 
@@ -243,6 +253,7 @@ def relu(x: Operand, /) -> Tensor:
 
 defvjp(exp, x=lambda xp, g, out: g * out)
 defvjp(log, x=lambda xp, g, x: g / x)
+defvjp(log1p, x=lambda xp, g, x: g / (1 + x))
 defvjp(sqrt, x=lambda xp, g, out: g / (out * 2))
 defvjp(tanh, x=lambda xp, g, out: g * (1 - out * out))
 defvjp(sigmoid, x=lambda xp, g, out: g * (out * (1 - out)))
@@ -250,7 +261,7 @@ defvjp(softplus, x=lambda xp, g, x: g * xp.sigmoid(x))
 defvjp(relu, x=lambda xp, g, out: g * (out > 0))
 
 defimpl(sigmoid, lambda xp, x: xp.exp(xp.minimum(x, 0.0)) / (1 + xp.exp(-xp.abs(x))))
-defimpl(softplus, lambda xp, x: xp.maximum(x, 0.0) + xp.log(1 + xp.exp(-xp.abs(x))))
+defimpl(softplus, lambda xp, x: xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x))))
 defimpl(relu, lambda xp, x: xp.maximum(x, 0))
 
 
