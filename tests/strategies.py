@@ -179,7 +179,7 @@ def cases(draw: Draw, prim: Primitive) -> Case:
     return Case(tuple(spread(rng, *shapes_)), {})
 
 
-@operands_of("log", "sqrt")
+@operands_of("log", "log1p", "sqrt")
 def _(draw: Draw, rng: Rng) -> Case:
     return Case(tuple(spread(rng, draw(shapes()), positive=True)), {})
 
