@@ -90,6 +90,8 @@ def train(options: argparse.Namespace) -> float:
         progress=False if options.quiet else None,
     )
     seconds = time.perf_counter() - started
+    if not len(history):
+        sys.exit("train_mlp: interrupted before the first epoch was over")
     say(history)
 
     # The test, on images that nothing above has seen.

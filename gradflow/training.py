@@ -23,6 +23,7 @@ from gradflow.tensor import Operand, Tensor, no_grad
 Batches = Iterable[Sequence[Any]]
 Metric = Callable[[Any, Any], "Tensor | float"]
 
+_SEQUENCES = (tuple, list)
 _REFRESH = 0.1  # seconds between two looks at the losses; between them nothing waits for the device
 
 
@@ -97,10 +98,11 @@ class History:
         return len(self.train_loss)
 
     def __repr__(self) -> str:
+        title = f"History of {len(self)} epoch{'s' * (len(self) != 1)}, {sum(self.seconds):.2f} s"
+        lines = [f"{title} ({self.stopped})" if self.stopped else title]
         if not len(self):
-            return f"History of 0 epochs{self.stopped and f' ({self.stopped})'}"
+            return lines[0]
         shown = (1, self.best_epoch, len(self))
-        lines = [f"History of {len(self)} epochs, {sum(self.seconds):.2f} s{self.stopped and f' ({self.stopped})'}"]
         lines += [f"{'':21}{'first':>10}{'best':>10}{'last':>10}"]
         lines += [f"  {'epoch':19}" + "".join(f"{epoch:10}" for epoch in shown)]
         lines += [f"  {n:19}" + "".join(f"{v[epoch - 1]:10.4g}" for epoch in shown) for n, v in self.as_dict().items()]
@@ -312,17 +314,17 @@ def _unpacked(batches: Batches, name: str) -> Iterator[tuple[Sequence[Any], Any,
     """Iterate over (inputs, target, number of examples)."""
     batch = None
     for batch in batches:
-        if not isinstance(batch, tuple | list) or len(batch) < 2:
+        if not isinstance(batch, _SEQUENCES) or len(batch) < 2:
             raise DTypeError(
                 explain(
                     f"{name} got a batch that is a {type(batch).__name__}"
-                    f"{f' of length {len(batch)}' if isinstance(batch, tuple | list) else ''}.",
+                    f"{f' of length {len(batch)}' if isinstance(batch, _SEQUENCES) else ''}.",
                     "a batch is a tuple (inputs..., target).",
                     "gf.data.DataLoader(gf.data.TensorDataset(x, y), batch_size=32)",
                 )
             )
         *inputs, target = batch
-        shape = np.shape(target)
+        shape = target.shape if isinstance(target, Tensor) else np.shape(target)
         yield inputs, target, shape[0] if shape else 1
     if batch is None:
         raise ArgumentError(

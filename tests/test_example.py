@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import gradflow as gf
 from gradflow import nn
 from gradflow.data import DataLoader, TensorDataset
-from gradflow.training import accuracy, evaluate
+from gradflow.training import History, accuracy, evaluate, fit
 
 for needed in ("matplotlib", "safetensors", "sklearn"):
     pytest.importorskip(needed)
@@ -130,6 +131,28 @@ def test_a_missing_package_is_told_before_training(
     assert package.replace("sk", "scikit-") in str(caught.value)
     assert "pip install" in str(caught.value)
     assert "epoch" not in capsys.readouterr().err
+
+
+def test_ctrl_c(
+    example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was learnt until then is tested, drawn and kept; in the first epoch nothing was."""
+
+    def interrupt(output: gf.Tensor, target: gf.Tensor) -> gf.Tensor:
+        raise KeyboardInterrupt
+
+    def stop_in_the_second_epoch(*arguments: object, **options: Any) -> History:
+        options["callback"] = lambda history: options["metrics"].update(accuracy=interrupt)
+        return fit(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(example, "fit", stop_in_the_second_epoch)
+    assert example.main([]) > 0.8
+    assert "History of 1 epoch, " in capsys.readouterr().out
+    assert (tmp_path / "out/train_mlp_digits.png").exists()
+    monkeypatch.setattr(example, "fit", fit)
+    monkeypatch.setattr(example, "accuracy", interrupt)
+    with pytest.raises(SystemExit, match="interrupted before the first epoch was over"):
+        example.main([])
 
 
 def run(*options: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -147,7 +147,7 @@ def test_as_dict_is_a_copy() -> None:
 
 def test_history_reads_as_a_table() -> None:
     history = History("accuracy")
-    assert repr(history) == "History of 0 epochs"
+    assert repr(history) == "History of 0 epochs, 0.00 s"
     for loss, accuracy_ in ((2.0, 0.5), (1.0, 0.75), (0.5, 0.75)):
         history.append(loss, {"loss": 2 * loss, "accuracy": accuracy_}, seconds=0.25)
     history.stopped = "interrupted"
@@ -391,7 +391,7 @@ def test_ctrl_c_ends_training_and_keeps_what_there_is(tmp_path: Path) -> None:
     model = Line()
     history = run(model, train(), epochs=1, validation=TWICE)
     assert len(history) == 0
-    assert "0 epochs (interrupted)" in repr(history)
+    assert "0 epochs, 0.00 s (interrupted)" in repr(history)
     assert weights(model) != [0.0]  # no epoch was complete: what was learnt stays
 
 
