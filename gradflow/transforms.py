@@ -81,6 +81,15 @@ class _Recorded:
         return [found[n] if n in found else zeros_like(v) for n, v in zip(self.nodes, self.variables, strict=True)]
 
 
+    def hand_out(self, tree: Any) -> Any:
+        """What f returned, without its graph where that leads to nothing but the variables."""
+        leaves, rebuild = flatten(tree)
+        return rebuild(t.detach() if isinstance(t, Tensor) and not self._leads_out(t) else t for t in leaves)
+
+    def _leads_out(self, t: Tensor) -> bool:
+        return self.connected and t._node is not None and reaches_beyond(t._node, self.nodes)
+
+
 def _variable(t: Tensor) -> Tensor:
     """A new place to take the derivative at: the start of a graph, or one that leads on to where t came from."""
     if t._node is not None:
@@ -115,7 +124,7 @@ def _scalar(out: Any, what: str) -> Tensor:
 
 
 def _argnums(f: Function, argnums: int | Sequence[int], given: int) -> tuple[int, ...]:
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    numbers = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
     for i in numbers:
         if not -given <= i < given:
             raise ArgumentError(
@@ -125,7 +134,12 @@ def _argnums(f: Function, argnums: int | Sequence[int], given: int) -> tuple[int
                     f"gf.grad({getattr(f, '__name__', 'f')}, argnums=0)(x)",
                 )
             )
-    return tuple(i % given for i in numbers)
+    found = tuple(int(i) % given for i in numbers)
+    if len(set(found)) < len(found):
+        raise ArgumentError(
+            explain(f"argnums={argnums} names an argument twice.", "each has one derivative.", "argnums=(0, 1)")
+        )
+    return found
 
 
 # ---------------------------------------------------------------- gradients
@@ -160,12 +174,13 @@ def value_and_grad(f: Function, argnums: int | Sequence[int] = 0, *, has_aux: bo
                     )
                 )
             out, aux = out
+            aux = call.hand_out(aux)
         out = _scalar(out, "the gradient")
         seed = wrap(out._xp.one(out._data.dtype), out._xp)
         beyond = call.connected and out._node is not None and reaches_beyond(out._node, call.nodes)
         gradients = call.rebuild(call.pull(out, seed, retain=False, graph=beyond))
         value = out if beyond else out.detach()
-        return (value, aux) if has_aux else value, gradients[0] if isinstance(argnums, int) else tuple(gradients)
+        return (value, aux) if has_aux else value, tuple(gradients) if isinstance(argnums, Sequence) else gradients[0]
 
     return with_gradient
 
@@ -197,22 +212,14 @@ def vjp(f: Function, *primals: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...
     (tensor([ 3., 40.]), tensor([ 1., 20.]))
     """
     call = _Recorded(f, primals, tuple(range(len(primals))), {})
-    outs, rebuild = flatten(call.out)
+    outs, _ = flatten(call.out)
 
     def pullback(cotangent: Any) -> tuple[Any, ...]:
         seeds, _ = flatten(cotangent)
         out, seed = _one_output(outs, seeds, "vjp")
         return tuple(call.rebuild(call.pull(out, seed, retain=True)))
 
-    return rebuild(o if call.connected and _leads_out(o, call) else _detached(o) for o in outs), pullback
-
-
-def _leads_out(out: Any, call: _Recorded) -> bool:
-    return isinstance(out, Tensor) and out._node is not None and reaches_beyond(out._node, call.nodes)
-
-
-def _detached(out: Any) -> Any:
-    return out.detach() if isinstance(out, Tensor) else out
+    return call.hand_out(call.out), pullback
 
 
 def _one_output(outs: list[Any], seeds: list[Any], what: str) -> tuple[Tensor, Tensor]:
@@ -286,8 +293,7 @@ def jvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[A
     vs = [_like(v, x, "a tangent") for v, x in zip(directions, call.variables, strict=True)]
     outs, rebuild = flatten(call.out)
     results = [_push(as_tensor(out), vs, call) for out in outs]
-    leads_out = [call.connected and _leads_out(o, call) for o in outs]
-    return rebuild(o if keep else _detached(o) for o, keep in zip(outs, leads_out, strict=True)), rebuild(results)
+    return call.hand_out(call.out), rebuild(results)
 
 
 def _push(out: Tensor, vs: list[Tensor], call: _Recorded) -> Tensor:
