@@ -85,7 +85,7 @@ def save(path: str | os.PathLike[str], state: object) -> None:
                 "look for a dict or list that was put into itself",
             )
         ) from error
-    safetensors = _safetensors()
+    safetensors = require_safetensors()
     with replacing(path) as temporary:
         try:
             safetensors.numpy.save_file(arrays, temporary, metadata={_METADATA_KEY: header})
@@ -119,7 +119,7 @@ def load(path: str | os.PathLike[str], *, backend: str | Backend | None = None) 
 
     Source: the safetensors format, https://huggingface.co/docs/safetensors
     """
-    safetensors = _safetensors()
+    safetensors = require_safetensors()
     path = os.fspath(path)
     with open(path, "rb") as file:  # reports a missing file, a folder or a forbidden file better than the package
         beginning = file.read(32)
@@ -267,7 +267,7 @@ def _unreadable(path: str, beginning: bytes, error: str) -> StateDictError:
     return StateDictError(explain(mistake, f"{error}. Nothing was loaded.", fix))
 
 
-def _safetensors() -> ModuleType:
+def require_safetensors() -> ModuleType:
     try:
         import safetensors
         import safetensors.numpy

@@ -17,7 +17,7 @@ from gradflow.nn import Module
 from gradflow.ops.creation import as_tensor
 from gradflow.ops.reduction import argmax, mean
 from gradflow.optim import Optimizer
-from gradflow.serialization import _safetensors, save
+from gradflow.serialization import require_safetensors, save
 from gradflow.tensor import Operand, Tensor, no_grad
 
 Batches = Iterable[Sequence[Any]]
@@ -478,7 +478,7 @@ def _check_checkpoint(path: str | os.PathLike[str] | None) -> None:
     """Fail before the first epoch and not after it."""
     if path is None:
         return
-    _safetensors()
+    require_safetensors()
     folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):
         raise ArgumentError(

@@ -51,6 +51,13 @@ LOSSES: dict[type[nn.Loss], list[Case]] = {
         ({}, scores * 1e4, probabilities),
         ({}, scores[0, 0], np.array(1.0)),
     ],
+    nn.BCELoss: [
+        ({}, probabilities, probabilities[::-1].copy()),
+        ({}, probabilities, (probabilities > 0.3) * 1.0),
+        ({"weight": weights}, probabilities, probabilities[::-1].copy()),
+        ({}, np.array([0.0, 1.0, 1e-9]), np.array([0.0, 1.0, 1.0])),
+        ({}, np.array(0.25), np.array(1.0)),
+    ],
     nn.MSELoss: [({}, scores, probabilities), ({}, scores[0, 0], np.array(1.0)), ({}, deep, 2 * deep)],
 }
 CASES = [
@@ -97,6 +104,17 @@ def test_values_and_gradients_are_pytorchs(
         assert a.dtype == np.dtype(dtype)
         assert a.shape == tuple(b.shape)
         np.testing.assert_allclose(a.numpy(), b.detach().numpy(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_certainty_in_the_wrong_class_costs_100_and_has_a_finite_gradient(dtype: str) -> None:
+    # As in PyTorch, which however holds the bound 1e-12 of the gradient's denominator in float32, 4e-9 beside it.
+    x = gf.tensor(np.array([0.0, 1.0], dtype), requires_grad=True)
+    value = nn.BCELoss(reduction="none")(x, gf.tensor(np.array([1.0, 0.0], dtype)))
+    assert value.tolist() == [100.0, 100.0]
+    value.sum().backward()
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), [-1e12, 1e12], rtol=1e-7)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

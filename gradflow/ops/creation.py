@@ -103,6 +103,14 @@ def _holds_arrays(data: Any) -> bool:
     return isinstance(data, Tensor | np.ndarray | np.floating)
 
 
+def _is_buffer(data: Any) -> bool:
+    try:
+        memoryview(data)
+    except TypeError:
+        return False
+    return True
+
+
 def make_tensor(
     data: Any,
     *,
@@ -120,7 +128,7 @@ def make_tensor(
         raw = data._data if xp is data._xp else data.backend.to_numpy(data._data)
         return wrap(xp.as_array(raw, wanted, copy), xp)
     xp = namespace(backend)
-    if not hasattr(data, "dtype") and (hasattr(data, "__array__") or hasattr(data, "__buffer__")):
+    if not hasattr(data, "dtype") and (hasattr(data, "__array__") or _is_buffer(data)):
         data = np.asarray(data)
     own = _dtype_of(data)
     if own is None and hasattr(data, "__array__"):  # another library's array, such as PyTorch's

@@ -11,7 +11,7 @@ from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.ops import reduction
 from gradflow.ops.axes import canonical_axes, canonical_axis, kept_shape, refuse
 from gradflow.ops.creation import as_tensor
-from gradflow.ops.elementwise import where
+from gradflow.ops.elementwise import isfinite, where
 from gradflow.ops.linalg import matmul, matrix_transpose
 from gradflow.ops.reduction import Axes
 from gradflow.ops.shaping import astype, expand_dims, moveaxis, reshape
@@ -126,14 +126,20 @@ def _impl_logsumexp(xp: Any, x: Any, *, axis: tuple[int, ...], keepdims: bool) -
     return out if keepdims else xp.reshape(out, shape=tuple(n for i, n in enumerate(x.shape) if i not in axis))
 
 
-def _vjp_logsumexp(xp: Any, g: Any, x: Any, out: Any, axis: tuple[int, ...]) -> Any:
-    kept = kept_shape(x.shape, axis)
-    total = xp.reshape(out, shape=kept)
-    return xp.reshape(g, shape=kept) * xp.exp(x - xp.where(total == -float("inf"), 0.0, total))
+def _impl_log_softmax(xp: Any, x: Any, *, axis: int) -> Any:
+    """Less the peak first: x less its logsumexp would lose the digits that a large x has before the point."""
+    below = x - _peak(xp, x, (axis,))
+    return below - xp.log(xp.sum(xp.exp(below), axis=(axis,), keepdims=True))
+
+
+def _vjp_logsumexp(xp: Any, g: Any, x: Any, axis: tuple[int, ...]) -> Any:
+    """The softmax, which is 0 where every x is −∞."""
+    e = xp.exp(x - _peak(xp, x, axis))
+    return xp.reshape(g, shape=kept_shape(x.shape, axis)) * (e / xp.maximum(xp.sum(e, axis=axis, keepdims=True), 1.0))
 
 
 defimpl(_softmax, _impl_softmax)
-defimpl(_log_softmax, lambda xp, x, *, axis: x - xp.logsumexp(x, axis=(axis,), keepdims=True))
+defimpl(_log_softmax, _impl_log_softmax)
 defimpl(_logsumexp, _impl_logsumexp)
 defvjp(_softmax, x=lambda xp, g, out, axis: out * (g - xp.sum(g * out, axis=(axis,), keepdims=True)))
 defvjp(_log_softmax, x=lambda xp, g, out, axis: g - xp.exp(out) * xp.sum(g, axis=(axis,), keepdims=True))
@@ -210,8 +216,8 @@ def mean_squared_error(x: Tensor, target: Tensor, /) -> Tensor:
 def _impl_bce(xp: Any, x: Any, t: Any) -> Any:
     """Every term is ≥ 0, so nothing cancels; a factor of exactly 0 silences an infinite term."""
     tail = xp.softplus(-xp.abs(x))
-    wrong = xp.where(t == 0, 0.0, t * xp.maximum(-x, 0.0)) + xp.where(t == 1, 0.0, (1 - t) * xp.maximum(x, 0.0))
-    return tail + wrong
+    missed = t * xp.maximum(xp.where(t == 0, 0.0, -x), 0.0)
+    return tail + missed + (1 - t) * xp.maximum(xp.where(t == 1, 0.0, x), 0.0)
 
 
 def _clamped_log(xp: Any, x: Any) -> Any:
@@ -468,7 +474,7 @@ def _general_cross_entropy(
     norm = t if share is None else t * share  # what "mean" divides by: the weights of the true classes
     if smoothing:
         t = t * (1 - smoothing) + smoothing / classes
-    terms = -(t * logp)
+    terms = -(t * where((t == 0) & ~isfinite(logp), 0.0, logp))  # 0 · ∞ = 0
     if weight is not None:
         weight = as_tensor(weight)
         if weight.shape != (classes,):
@@ -480,7 +486,7 @@ def _general_cross_entropy(
                 )
             )
         terms, norm = terms * weight, norm * weight
-    loss = reduction.sum(where(t == 0, 0.0, terms) if not smoothing else terms, axis=-1)
+    loss = reduction.sum(terms, axis=-1)
     if share is not None:
         loss = loss * reshape(share, share.shape[:-1])
     if how != "mean":
