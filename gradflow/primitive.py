@@ -576,6 +576,7 @@ def _update_function(prim: Primitive) -> Callable[..., Any]:
 
 
 _SCOPE: dict[str, Any] = {
-    "NO_GRAD": NO_GRAD, "Node": Node, "RECORD": RECORD, "Tensor": Tensor, "again": _again, "failed": _failed,
-    "get_mode": get_mode, "interpret": _interpret, "specialise": specialise, "tick": tape.tick, "weak": _weak,
+    "NO_GRAD": NO_GRAD, "Node": Node, "RECORD": RECORD, "Tensor": Tensor, "__name__": __name__, "again": _again,
+    "failed": _failed, "get_mode": get_mode, "interpret": _interpret, "specialise": specialise, "tick": tape.tick,
+    "weak": _weak,
 }  # fmt: skip

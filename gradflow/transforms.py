@@ -80,7 +80,6 @@ class _Recorded:
             found = own(sweep_arrays(out, seed._data, retain, self.nodes), seed._data, out._xp)
         return [found[n] if n in found else zeros_like(v) for n, v in zip(self.nodes, self.variables, strict=True)]
 
-
     def hand_out(self, tree: Any) -> Any:
         """What f returned, without its graph where that leads to nothing but the variables."""
         leaves, rebuild = flatten(tree)

@@ -9,13 +9,14 @@ sees what they hold then. Backward sweeps run on Tensors while tracing, so deriv
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple
 
 from gradflow import tape
-from gradflow.errors import ShapeError, TracedValueError, explain
-from gradflow.mode import NO_GRAD, RECORD, Mode, get_mode, using
+from gradflow.errors import GraphError, ShapeError, TracedValueError, explain
+from gradflow.mode import NO_GRAD, RECORD, Interpreter, Mode, get_mode, using
 from gradflow.primitive import Primitive
 from gradflow.tensor import Tensor, wrap
 
@@ -52,18 +53,22 @@ class Trace:
         self.results: list[int] = []
         self.bound: dict[int, Any] = {}
         self._variables: dict[int, int] = {}
+        self._tensors: dict[int, weakref.ref[Tensor]] = {}
         self._alive: list[Any] = []
         self._computed: set[int] = set()
         self._xp: Any = None
         self._shapes: list[tuple[Any, ...]] = []
+        self._outer: Interpreter | None = None  # a trace in a trace, or in a hunt for NaNs: both see every operation
 
     # ------------------------------------------------------------ the interpreter
     def apply(
         self, primitive: Primitive, operands: tuple[Tensor, ...], settings: dict[str, Any], recording: bool
     ) -> Any:
         """Run one operation eagerly and write it down."""
+        if primitive.name == "nonzero_index":
+            self.read(operands[0], "the number of elements that a mask selects")
         inputs = tuple(self._variable(t) for t in operands)
-        with using(RECORD if recording else NO_GRAD):
+        with using(Mode(recording, self._outer) if self._outer is not None else RECORD if recording else NO_GRAD):
             out = primitive.function(*operands, **settings)
         output = None if primitive.writes else self._new(out)
         if output is not None:
@@ -85,6 +90,8 @@ class Trace:
                     "return the tensor from the step and read it outside; gf.where(condition, x, y) chooses by value",
                 )
             )
+        if self._outer is not None:
+            self._outer.read(tensor, how)
 
     def traces(self, tensor: Tensor) -> bool:
         """Whether a tensor's value depends on the arguments or is computed by an equation."""
@@ -95,7 +102,7 @@ class Trace:
         known = self._variables.get(id(t._data))
         if known is None:
             known = self._new(t)
-            self.bound[known] = t._data
+            self.bound[known], self._tensors[known] = t._data, weakref.ref(t)
         return known
 
     def _new(self, t: Tensor) -> int:
@@ -108,6 +115,12 @@ class Trace:
     # ------------------------------------------------------------ from a function, and back to a run
     def run(self, function: Callable[..., Any], arguments: tuple[Tensor, ...]) -> Any:
         """Run a function of tensors under this trace."""
+        first = {id(t._data): i for i, t in reversed(list(enumerate(arguments)))}
+        arguments = tuple(  # one tensor given twice stands for two that the next call may tell apart
+            t if first[id(t._data)] == i else wrap(t._xp.alias(t._data), t._xp, t._node)
+            for i, t in enumerate(arguments)
+        )
+        self._outer = get_mode().interpreter
         self.arguments = [self._new(t) for t in arguments]
         self._shapes = [(t.shape, t.dtype) for t in arguments]
         with using(Mode(get_mode().recording, self)):
@@ -121,6 +134,7 @@ class Trace:
 
         Raises:
             ShapeError: arguments of other shapes or dtypes than the traced ones.
+            GraphError: a tensor that is bound has other memory by now.
         """
         if [(t.shape, t.dtype) for t in arguments] != self._shapes:
             raise ShapeError(
@@ -130,6 +144,15 @@ class Trace:
                     "trace the function again for other shapes",
                 )
             )
+        for variable, reference in self._tensors.items():
+            if (t := reference()) is not None and t._data is not self.bound[variable]:
+                raise GraphError(
+                    explain(
+                        f"a {type(t).__name__} of shape {t.shape} that this trace uses has other memory since.",
+                        "model.to(), a second optimizer, or a recorded `t += value` gave it new memory.",
+                        "trace the function again",
+                    )
+                )
         values = dict(self.bound)
         values.update(zip(self.arguments, (t._data for t in arguments), strict=True))
         for primitive, operands, settings, output in self.equations:

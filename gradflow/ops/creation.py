@@ -9,6 +9,7 @@ import numpy as np
 from gradflow.backend import Backend, resolve
 from gradflow.config import get_default_dtype
 from gradflow.errors import ArgumentError, DTypeError, GraphError, ShapeError, explain
+from gradflow.mode import get_mode
 from gradflow.primitive import namespace
 from gradflow.tensor import OPS, Operand, Tensor, wrap
 
@@ -169,6 +170,8 @@ def tensor(
             [3., 4.]])
     """
     made = make_tensor(data, dtype=dtype, backend=backend)
+    if get_mode().interpreter is not None:
+        made = OPS.copy(made)  # an operation, so that what is written into it is not there when a trace is replayed
     return made.requires_grad_() if requires_grad else made
 
 

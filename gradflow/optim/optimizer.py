@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, cast, final
+from functools import wraps
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast, final
 
 import numpy as np
 
 from gradflow.errors import ArgumentError, DTypeError, GraphError, StateDictError, explain
+from gradflow.mode import NO_GRAD, using
 from gradflow.ops.creation import make_tensor, zeros
 from gradflow.tensor import OPS, Tensor, no_grad
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _unseen(method: Callable[P, R]) -> Callable[P, R]:
+    """Run a method without recording, and without an interpreter: where memory lies is no part of a traced step."""
+
+    @wraps(method)
+    def unseen(*args: P.args, **kwargs: P.kwargs) -> R:
+        with using(NO_GRAD):
+            return method(*args, **kwargs)
+
+    return unseen
 
 
 class _Buffer:
@@ -29,7 +45,7 @@ class _Buffer:
         self.steps = zeros(len(params), dtype=np.float64, backend=backend)
         self.adopt()
 
-    @no_grad()
+    @_unseen
     def adopt(self) -> None:
         """Move the parameters into a buffer; also when somebody has given one of them other memory since.
 
@@ -77,7 +93,7 @@ class _Buffer:
             self.runs = {present: runs}  # alone: when another set of parameters takes part, step counts will differ
         return (grads if everyone else [g for g in grads if g is not None]), runs
 
-    @no_grad()
+    @_unseen
     def _split(self, present: tuple[bool, ...]) -> list[_Run]:
         steps = self.steps.tolist()
         runs: list[_Run] = []
