@@ -1346,6 +1346,8 @@ def test_ranges_scales_and_permutations() -> None:
     assert z.dtype is gf.float32 and set(z.tolist()) == {5.0}
     assert gf.random.uniform((), generator=g).shape == () and gf.random.normal(generator=g).shape == ()
     assert gf.random.uniform(3, low=2.0, high=2.0, generator=g).tolist() == [2.0] * 3
+    coarse = gf.random.uniform(100, low=2.0**24, high=2.0**24 + 2, generator=g)  # float32 has no number between
+    assert set(coarse.tolist()) == {2.0**24}
     order = gf.random.permutation(100, generator=g)
     assert order.dtype == np.int64 and sorted(order.tolist()) == list(range(100)) and order.tolist() != list(range(100))
     assert gf.random.permutation(0).tolist() == [] and gf.random.permutation(1).tolist() == [0]

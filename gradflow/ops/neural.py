@@ -14,7 +14,7 @@ from gradflow.ops.creation import as_tensor
 from gradflow.ops.elementwise import isfinite, where
 from gradflow.ops.linalg import matmul, matrix_transpose
 from gradflow.ops.reduction import Axes
-from gradflow.ops.shaping import astype, expand_dims, moveaxis, reshape
+from gradflow.ops.shaping import astype, expand_dims, moveaxis
 from gradflow.primitive import defimpl, defvjp, primitive
 from gradflow.tensor import OPS, Operand, Tensor
 
@@ -487,8 +487,8 @@ def _general_cross_entropy(
             )
         terms, norm = terms * weight, norm * weight
     loss = reduction.sum(terms, axis=-1)
-    if share is not None:
-        loss = loss * reshape(share, share.shape[:-1])
+    if counted is not None:
+        loss = where(counted, loss, 0.0)
     if how != "mean":
         return _reduced(loss, how)
     if counted is None:

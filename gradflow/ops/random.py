@@ -16,6 +16,7 @@ from gradflow.backend import Backend
 from gradflow.config import get_default_dtype
 from gradflow.errors import ArgumentError, DTypeError, explain
 from gradflow.ops.creation import _shape, check_dtype, make_tensor
+from gradflow.ops.elementwise import minimum
 from gradflow.primitive import namespace, primitive
 from gradflow.tensor import Tensor
 
@@ -138,7 +139,10 @@ def uniform(
     if not low <= high:
         raise ArgumentError(explain(f"uniform in [{low}, {high}).", "low must not exceed high.", "low=0.0, high=1.0"))
     out, _ = _draw(random_uniform, shape, dtype, generator, backend)
-    return out if (low, high) == (0.0, 1.0) else out * float(high - low) + float(low)
+    if (low, high) == (0.0, 1.0):
+        return out
+    below = np.nextafter(out.dtype.type(high), out.dtype.type(low))  # rounding may reach high, which is excluded
+    return minimum(out * float(high - low) + float(low), below)
 
 
 def normal(
