@@ -150,7 +150,9 @@ def check_derivatives(prim: Primitive, case: Case, rng: np.random.Generator, bac
     for i, first in firsts.items():
         close(first.numpy(), together[wrt.index(i)], 1e-10)
         operands[i].grad = None
-    sum((gf.sum(first * weights[i]) for i, first in firsts.items()), gf.asarray(0.0, dtype=gf.float64)).backward()
+    sum(
+        (gf.sum(first * weights[i]) for i, first in firsts.items()), gf.asarray(0.0, dtype=gf.float64, backend=backend)
+    ).backward()
     second = np.sum(gradient_of(seed) * turn)
     for i in wrt:
         if operands[i].grad is not None:
