@@ -6,15 +6,7 @@ from collections.abc import Iterable
 from typing import Any, final
 
 from gradflow.ops.update import ADAM_HYPER
-from gradflow.optim.optimizer import Optimizer, require
-
-
-def _defaults(lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> dict[str, float]:
-    return {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "weight_decay": weight_decay}
-
-
-def _check(name: str, value: float) -> None:
-    require(name, value, 0.0, 1.0 if name.startswith("beta") else None)
+from gradflow.optim.optimizer import Optimizer
 
 
 @final
@@ -70,10 +62,7 @@ class Adam(Optimizer):
         maximize: bool = False,
     ) -> None:
         self.settings = {"decoupled": False, "eps_inside": bool(eps_inside_root), "maximize": bool(maximize)}
-        super().__init__(params, _defaults(lr, betas, eps, weight_decay))
-
-    def _check(self, name: str, value: float) -> None:
-        _check(name, value)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
 
 @final
@@ -118,7 +107,4 @@ class AdamW(Optimizer):
         maximize: bool = False,
     ) -> None:
         self.settings = {"decoupled": True, "eps_inside": bool(eps_inside_root), "maximize": bool(maximize)}
-        super().__init__(params, _defaults(lr, betas, eps, weight_decay))
-
-    def _check(self, name: str, value: float) -> None:
-        _check(name, value)
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})

@@ -135,11 +135,8 @@ class ParamGroup(Mapping[str, Any]):
     def __init__(self, optimizer: Optimizer, params: list[Tensor], values: dict[str, float]) -> None:
         self.params = params
         self._names = optimizer.hyper
-        self._check = optimizer._check
-        for name, value in values.items():
-            self._check(name, value)
-        backend = params[0].backend
-        self.hyper = make_tensor(np.array([values[name] for name in self._names], np.float64), backend=backend)
+        numbers = np.array([require(name, values[name]) for name in self._names])
+        self.hyper = make_tensor(numbers, backend=params[0].backend)
         by_dtype: dict[Any, list[Tensor]] = {}
         for p in params:
             by_dtype.setdefault((p.dtype, p.backend), []).append(p)
@@ -148,20 +145,24 @@ class ParamGroup(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name == "params":
             return self.params
+        if name == "betas" and "beta1" in self._names:
+            return self["beta1"], self["beta2"]
         if name not in self._names:
             raise KeyError(name)
         return self.hyper.tolist()[self._names.index(name)]
 
-    def __setitem__(self, name: str, value: float) -> None:
-        if name not in self._names:
+    def __setitem__(self, name: str, value: Any) -> None:
+        values = _apart({name: value}, self._names)
+        if not values.keys() <= set(self._names):
             raise ArgumentError(
                 explain(
                     f"a parameter group has no {name!r}.", f"it has {', '.join(self._names)}.", 'group["lr"] = 0.01'
                 )
             )
-        self._check(name, value)
+        checked = {key: require(key, number) for key, number in values.items()}
         with no_grad():
-            self.hyper[self._names.index(name)] = float(value)
+            for key, number in checked.items():
+                self.hyper[self._names.index(key)] = number
 
     def __iter__(self) -> Iterator[str]:
         return iter(("params", *self._names))
@@ -188,8 +189,9 @@ class Optimizer(ABC):
     slots: ClassVar[tuple[str, ...]]  # the names of the arrays of state, PyTorch's
     settings: dict[str, bool]  # what is fixed when the optimizer is built
 
-    def __init__(self, params: Iterable[Any], defaults: dict[str, float]) -> None:
-        self._defaults = defaults
+    @abstractmethod
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        self._defaults = {name: require(name, value) for name, value in _apart(defaults, self.hyper).items()}
         self.param_groups: list[ParamGroup] = []
         if isinstance(params, Tensor):
             raise DTypeError(
@@ -204,10 +206,6 @@ class Optimizer(ABC):
         checked = [self._checked_group(group) for group in groups]
         self._refuse_duplicates([p for members, _ in checked for p in members])
         self.param_groups = [ParamGroup(self, members, values) for members, values in checked]
-
-    @abstractmethod
-    def _check(self, name: str, value: float) -> None:
-        """Raise ArgumentError for a hyper-parameter out of range."""
 
     @final
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -298,7 +296,8 @@ class Optimizer(ABC):
                         "p.astype(gf.float32)",
                     )
                 )
-        wrong = set(group) - {"params", *self.hyper, *self._defaults}
+        group = _apart(group, self.hyper)
+        wrong = set(group) - {"params", *self.hyper}
         if wrong:
             raise ArgumentError(
                 explain(
@@ -307,7 +306,7 @@ class Optimizer(ABC):
                     '{"params": [w], "lr": 0.1}',
                 )
             )
-        values = {key: float(group.get(key, value)) for key, value in self._defaults.items()}
+        values = {name: require(name, group.get(name, value)) for name, value in self._defaults.items()}
         return params, values
 
     def _refuse_duplicates(self, params: list[Tensor]) -> None:
@@ -334,7 +333,8 @@ class Optimizer(ABC):
             for group in self.param_groups:
                 numbers = {id(p): number + i for i, p in enumerate(group.params)}
                 number += len(group.params)
-                groups.append({**{name: group[name] for name in self.hyper}, "params": list(numbers.values())})
+                values = _together({name: group[name] for name in self.hyper})
+                groups.append({**values, **self.settings, "params": list(numbers.values())})
                 for buffer in group.buffers:
                     for i, p in enumerate(buffer.params):
                         entry: dict[str, Any] = {"step": buffer.steps[i].copy()}
@@ -363,54 +363,98 @@ class Optimizer(ABC):
         number = 0
         with no_grad():
             for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-                for name in self.hyper:
-                    if name in saved:
-                        group[name] = saved[name]
+                for name, value in _apart(saved, self.hyper).items():
+                    if name in self.hyper:
+                        group[name] = value
                 numbers = {id(p): number + i for i, p in enumerate(group.params)}
                 number += len(group.params)
                 for buffer in group.buffers:
                     for i, p in enumerate(buffer.params):
                         entry = _entry(state, numbers[id(p)])
-                        buffer.steps[i] = float(entry.get("step", 0.0))
+                        buffer.steps[i] = _steps(entry)
                         for name, slot in zip(self.slots, buffer.slots, strict=True):
-                            _piece(buffer, slot, i)[...] = (
-                                make_tensor(entry[name], backend=p.backend) if name in entry else 0.0
-                            )
+                            _piece(buffer, slot, i)[...] = make_tensor(entry.get(name, 0.0), backend=p.backend)
                     buffer.runs = {}
 
-    def _misfits(self, state_dict: Mapping[str, Any]) -> list[str]:
+    def _misfits(self, state_dict: Any) -> list[str]:
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
             return ['it has no "state" and "param_groups"']
-        saved = state_dict["param_groups"]
+        state, saved = state_dict["state"], state_dict["param_groups"]
         if len(saved) != len(self.param_groups):
             return [f"it has {len(saved)} parameter groups, the optimizer {len(self.param_groups)}"]
         wrong = []
-        params = [p for group in self.param_groups for p in group.params]
         for i, (group, other) in enumerate(zip(self.param_groups, saved, strict=True)):
-            if len(group.params) != len(other["params"]):
-                wrong.append(f"group {i} has {len(other['params'])} parameters, the optimizer's {len(group.params)}")
-            for name in self.hyper:
-                try:
-                    self._check(name, float(other.get(name, group[name])))
-                except (ArgumentError, TypeError) as error:
-                    wrong.append(str(error).splitlines()[0])
-        wrong += [f"it has parameter {key} of {len(params)}" for key in state_dict["state"] if int(key) >= len(params)]
+            if len(group.params) != (given := len(other.get("params", ()))):
+                wrong.append(f"group {i} has {given} parameters, the optimizer's {len(group.params)}")
+            wrong += self._wrong_numbers(other)
+        params = [p for group in self.param_groups for p in group.params]
+        for key in state:
+            if not str(key).isdecimal() or int(key) >= len(params):
+                wrong.append(f"it has parameter {key} of {len(params)}")
         for i, p in enumerate(params):
-            wrong += [
-                f"{name} of parameter {i} has shape {tuple(value.shape)}, not {p.shape}"
-                for name, value in _entry(state_dict["state"], i).items()
-                if name in self.slots and tuple(value.shape) != p.shape
-            ]
+            wrong += [f"{what} of parameter {i}{how}" for what, how in self._wrong_state(state, i, p.shape)]
         return wrong
+
+    def _wrong_numbers(self, group: Mapping[str, Any]) -> Iterator[str]:
+        try:
+            for name, value in _apart(group, self.hyper).items():
+                if name in self.hyper:
+                    require(name, value)
+        except ArgumentError as error:
+            yield str(error).split(".\n")[0]
+        for name, setting in self.settings.items():
+            if bool(group.get(name, setting)) != setting:
+                yield f"it has {name}={group[name]}, the optimizer {name}={setting}"
+
+    def _wrong_state(self, state: Mapping[Any, Any], number: int, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
+        try:
+            entry = _entry(state, number)
+            if not 0 <= _steps(entry) < float("inf"):
+                yield "step", f" is {entry['step']}"
+        except (AttributeError, TypeError, ValueError):
+            yield "the state", " is none"
+            return
+        for name in dict.fromkeys([*entry, *(self.slots if entry else ())]):
+            if name not in (*self.slots, "step"):
+                yield name, " is none of the optimizer's"
+            elif name not in entry:
+                yield name, " is missing"
+            elif name != "step" and np.shape(entry[name]) != shape:
+                yield name, f" has shape {np.shape(entry[name])}, not {shape}"
 
     def __repr__(self) -> str:
         groups = [", ".join(f"{name}={group[name]:g}" for name in self.hyper) for group in self.param_groups]
         return f"{type(self).__name__}({'; '.join(groups)})"
 
 
-def _entry(state: Mapping[Any, Any], number: int) -> Mapping[str, Any]:
-    found = state.get(number, state.get(str(number), {}))
-    return cast(Mapping[str, Any], found)
+def _entry(state: Mapping[Any, Any], number: int) -> dict[str, Any]:
+    """The state of a parameter, whose number may have become text; PyTorch has None for a buffer not yet there."""
+    entry = state.get(number, state.get(str(number), {}))
+    return {name: value for name, value in entry.items() if value is not None}
+
+
+def _steps(entry: dict[str, Any]) -> float:
+    """How many steps a parameter has made; PyTorch's SGD does not count, but where it has a velocity it has begun."""
+    return float(entry.get("step", 1.0 if entry else 0.0))
+
+
+def _apart(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Hyper-parameters one by one: PyTorch's `betas` are `beta1` and `beta2` here."""
+    apart = dict(values)
+    if "beta1" in names and "betas" in apart:
+        betas = apart.pop("betas")
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise ArgumentError(explain(f"betas={betas!r}.", "there are two, β₁ and β₂.", "betas=(0.9, 0.999)"))
+        apart["beta1"], apart["beta2"] = betas
+    return apart
+
+
+def _together(values: dict[str, float]) -> dict[str, Any]:
+    """Hyper-parameters as PyTorch writes them."""
+    together: dict[str, Any] = dict(values)
+    if "beta1" in together:
+        together["betas"] = together.pop("beta1"), together.pop("beta2")
+    return together
 
 
 def _piece(buffer: _Buffer, slot: Tensor, i: int) -> Tensor:
@@ -420,11 +464,21 @@ def _piece(buffer: _Buffer, slot: Tensor, i: int) -> Tensor:
     return view.mT if turn else view
 
 
-def require(name: str, value: float, low: float, below: float | None = None) -> None:
-    """Raise ArgumentError unless low ≤ value (< below)."""
-    if not (value >= low and (below is None or value < below)):
-        allowed = f"at least {low:g}" if below is None else f"in [{low:g}, {below:g})"
-        raise ArgumentError(explain(f"{name}={value!r}.", f"{name} is {allowed}.", f"{name}={_TYPICAL.get(name, low)}"))
-
-
 _TYPICAL = {"lr": 1e-3, "momentum": 0.9, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-4}
+
+
+def require(name: str, value: Any) -> float:
+    """The value of a hyper-parameter as a number: below 1 for a β, and at least 0 except for dampening.
+
+    Raises:
+        ArgumentError: anything else.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    low, high = (-float("inf") if name == "dampening" else 0.0), (1.0 if name.startswith("beta") else float("inf"))
+    if not low <= number < high:
+        allowed = "a number" if low < 0 else f"in [0, {high:g})" if high == 1 else "at least 0"
+        raise ArgumentError(explain(f"{name}={value!r}.", f"{name} is {allowed}.", f"{name}={_TYPICAL.get(name, low)}"))
+    return number

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from gradflow.errors import ArgumentError, explain
 from gradflow.ops.update import SGD_HYPER
-from gradflow.optim.optimizer import Optimizer, require
+from gradflow.optim.optimizer import Optimizer
 
 
 @final
@@ -68,7 +68,3 @@ class SGD(Optimizer):
                 )
             )
         super().__init__(params, {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay})
-
-    def _check(self, name: str, value: float) -> None:
-        if name != "dampening":
-            require(name, value, 0.0)
