@@ -17,10 +17,24 @@ from hypothesis.extra import numpy as hnp
 import gradflow as gf
 from gradflow.backend import ARRAY
 from gradflow.primitive import REGISTRY, Primitive
+from gradflow_numpy.namespace import NumpyBackend
 
 Shape = tuple[int, ...]
 Rng = np.random.Generator
 Draw = Callable[..., Any]
+
+
+# ---------------------------------------------------------------- a second backend
+class RulesOnly(NumpyBackend):
+    """NumPy without kernels for what can be composed of other primitives, and without derivatives of its own."""
+
+    name = "rules-only"
+    kernels = {k: v for k, v in NumpyBackend.kernels.items() if k not in REGISTRY or REGISTRY[k].impl is None}  # noqa: RUF012
+    residual_kernels = {}  # noqa: RUF012
+    vjps = {}  # noqa: RUF012
+
+
+RULES = RulesOnly()
 
 
 # ---------------------------------------------------------------- shapes and axes

@@ -12,8 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 import gradflow as gf
 from gradflow.errors import ArgumentError, BackendMismatchError, DTypeError, GraphError, IndexRangeError, ShapeError
-from tests.strategies import Shape, direction, generators, laid_out, shapes
-from tests.test_registry import RULES
+from tests.strategies import RULES, Shape, direction, generators, laid_out, shapes
 
 
 # ---------------------------------------------------------------- keys as users write them

@@ -27,7 +27,7 @@ from gradflow.errors import (
 )
 from gradflow.ops.creation import DTYPES
 from gradflow.primitive import REGISTRY
-from tests.test_registry import RULES
+from tests.strategies import RULES
 
 INF, NAN = float("inf"), float("nan")
 BACKENDS = ["numpy", RULES]  # with kernels of its own, and by composition alone
@@ -729,6 +729,38 @@ def test_tensors_of_two_backends_do_not_meet(run: Callable[[gf.Tensor, gf.Tensor
         assert ".to(" in message
     moved = x + y.to("numpy")
     assert moved.backend is x.backend and (x.to(RULES) + y).backend is RULES
+
+
+def test_numpy_arrays_come_to_the_tensors_backend() -> None:
+    x, array, labels = gf.ones((2, 3), backend=RULES), np.ones((2, 3)), np.array([0, 1])
+    for made in (
+        x + array,
+        array * x,
+        x @ array.T,
+        array.T @ x,
+        gf.matmul(array.T, x),
+        gf.where(array > 0, x, array),
+        gf.concat([x, array]),
+        gf.stack([array, x]),
+        gf.linear(x, array),
+        gf.linear(x, array, labels),
+        gf.mse_loss(x, array),
+        gf.mse_loss(array, x),
+        gf.binary_cross_entropy_with_logits(x, array, weight=array, pos_weight=array),
+        gf.binary_cross_entropy(x, array, weight=array),
+        gf.cross_entropy(x, labels),
+        gf.cross_entropy(x, array / 3, weight=np.ones(3)),
+        gf.take(x, labels, axis=0),
+        gf.take_along_axis(x, np.array([[0], [1]])),
+        x[labels],
+        x[array > 0],
+        gf.clip(x, array, 2.0),
+    ):
+        assert made.backend is RULES
+    x[labels] = array
+    x[0] = 2.0
+    x += array
+    assert x.backend is RULES and x.tolist() == [[3.0] * 3, [2.0] * 3]
 
 
 # ================================================================ subgradients at kinks

@@ -19,22 +19,11 @@ from gradflow.backend import Backend, resolve
 from gradflow.errors import GraphError
 from gradflow.primitive import REGISTRY, Primitive, defvjp, namespace, primitive
 from gradflow.tensor import OPS, Tensor
-from gradflow_numpy.namespace import NumpyBackend
-from tests.strategies import Case, cases, differentiable, direction, generators, has_cases, laid_out
+from tests.strategies import RULES, Case, cases, differentiable, direction, generators, has_cases, laid_out
 
 STEP = 1e-3  # of a central difference; with one Richardson step the error is of the order of STEP⁴
 
 
-class RulesOnly(NumpyBackend):
-    """NumPy without kernels for what can be composed of other primitives, and without derivatives of its own."""
-
-    name = "rules-only"
-    kernels = {k: v for k, v in NumpyBackend.kernels.items() if k not in REGISTRY or REGISTRY[k].impl is None}  # noqa: RUF012
-    residual_kernels = {}  # noqa: RUF012
-    vjps = {}  # noqa: RUF012
-
-
-RULES = RulesOnly()
 BACKENDS: list[Any] = [info.name for info in gf.backends() if info.available]
 
 names = pytest.mark.parametrize("name", sorted(REGISTRY))

@@ -213,7 +213,7 @@ def asarray(
         raise ArgumentError(explain("copy=False, but the data must be copied.", str(error), "copy=None")) from error
 
 
-def as_tensor(x: Operand) -> Tensor:
+def as_tensor(x: Operand, backend: Backend | None = None) -> Tensor:
     """The operand of a function as a Tensor: tensors as they are, NumPy arrays shared, numbers by the default dtype."""
     if isinstance(x, Tensor):
         return x
@@ -225,7 +225,15 @@ def as_tensor(x: Operand) -> Tensor:
                 f"gf.tensor({x!r})" if x is not None else "gf.tensor(0.0)",
             )
         )
-    return make_tensor(x, copy=None)
+    return make_tensor(x, backend=backend, copy=None)
+
+
+def as_pair(x: Operand, y: Operand) -> tuple[Tensor, Tensor]:
+    """Two operands as Tensors; where one is a Tensor, the other comes to its backend."""
+    if isinstance(x, Tensor):
+        return (x, y) if isinstance(y, Tensor) else (x, as_tensor(y, x.backend))
+    y = as_tensor(y)
+    return as_tensor(x, y.backend), y
 
 
 def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> Tensor:

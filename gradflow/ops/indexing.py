@@ -282,8 +282,8 @@ def inplace(x: Tensor, what: str, new: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------- selecting by integers, as the array API names it
-def _integers(function: str, indices: Operand) -> Tensor:
-    index = as_tensor(indices)
+def _integers(function: str, indices: Operand, x: Tensor) -> Tensor:
+    index = as_tensor(indices, x.backend)
     if index.dtype.kind not in "iu":
         raise DTypeError(
             explain(
@@ -315,7 +315,7 @@ def take(x: Operand, indices: Operand, /, *, axis: int | None = None, **wrong: o
             explain(f"take of shape {x.shape} without an axis.", "it has several.", "gf.take(x, i, axis=0)")
         )
     at = canonical_axis("take", 0 if axis is None else axis, x.ndim)
-    return getitem(x, (*(slice(None),) * at, _integers("take", indices)))
+    return getitem(x, (*(slice(None),) * at, _integers("take", indices, x)))
 
 
 def take_along_axis(x: Operand, indices: Operand, /, *, axis: int = -1, **wrong: object) -> Tensor:
@@ -327,7 +327,8 @@ def take_along_axis(x: Operand, indices: Operand, /, *, axis: int = -1, **wrong:
     """
     if wrong:
         refuse("take_along_axis", wrong)
-    x, index = as_tensor(x), _integers("take_along_axis", indices)
+    x = as_tensor(x)
+    index = _integers("take_along_axis", indices, x)
     at = canonical_axis("take_along_axis", axis, x.ndim)
     if index.ndim != x.ndim:
         raise ShapeError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradflow.errors import ShapeError, explain
-from gradflow.ops.creation import as_tensor
+from gradflow.ops.creation import as_pair, as_tensor
 from gradflow.ops.shaping import expand_dims, squeeze
 from gradflow.primitive import defvjp, primitive
 from gradflow.tensor import Operand, Tensor
@@ -38,7 +38,7 @@ def matmul(x: Operand, y: Operand, /) -> Tensor:
     >>> gf.matmul(gf.tensor([[1.0, 2.0]]), gf.tensor([[3.0], [4.0]]))
     tensor([[11.]])
     """
-    x, y = as_tensor(x), as_tensor(y)
+    x, y = as_pair(x, y)
     rows, columns = x.shape, y.shape
     if len(rows) > 1 and len(columns) > 1:
         if rows[-1] != columns[-2]:

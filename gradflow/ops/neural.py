@@ -10,7 +10,7 @@ import numpy as np
 from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.ops import reduction
 from gradflow.ops.axes import canonical_axes, canonical_axis, kept_shape, refuse
-from gradflow.ops.creation import as_tensor
+from gradflow.ops.creation import as_pair, as_tensor
 from gradflow.ops.elementwise import isfinite, where
 from gradflow.ops.linalg import matmul, matrix_transpose
 from gradflow.ops.reduction import Axes
@@ -90,7 +90,7 @@ def linear(x: Operand, weight: Operand, bias: Operand | None = None, /) -> Tenso
     """
     if bias is not None:
         return _linear(x, weight, bias)
-    x, weight = as_tensor(x), as_tensor(weight)
+    x, weight = as_pair(x, weight)
     _check_linear(x.shape, weight.shape, weight.shape[:1])
     return matmul(x, matrix_transpose(weight))
 
@@ -321,8 +321,7 @@ def mse_loss(input: Operand, target: Operand, /, *, reduction: str = "mean") -> 
     >>> gf.mse_loss(gf.tensor([1.0, 2.0]), gf.tensor([0.0, 0.0]))
     tensor(2.5)
     """
-    x = input if isinstance(input, Tensor) else as_tensor(input)
-    t = target if isinstance(target, Tensor) else as_tensor(target)
+    x, t = as_pair(input, target)
     if x._data.shape != t._data.shape:
         _refuse_shapes("mse_loss", x, t)
     if reduction == "mean":
@@ -356,7 +355,7 @@ def binary_cross_entropy_with_logits(
     tensor(0.34657359)
     """
     _check_reduction("binary_cross_entropy_with_logits", reduction)
-    x, t = as_tensor(input), as_tensor(target)
+    x, t = as_pair(input, target)
     _same_shape("binary_cross_entropy_with_logits", x, t)
     if pos_weight is None:
         loss = binary_cross_entropy_terms(x, t)
@@ -386,7 +385,7 @@ def binary_cross_entropy(
     tensor(0.34657359)
     """
     _check_reduction("binary_cross_entropy", reduction)
-    x, t = as_tensor(input), as_tensor(target)
+    x, t = as_pair(input, target)
     _same_shape("binary_cross_entropy", x, t)
     loss = binary_cross_entropy_of_probabilities(x, t)
     return _reduced(loss if weight is None else loss * weight, reduction)
@@ -419,7 +418,7 @@ def cross_entropy(
     >>> gf.cross_entropy(gf.tensor([[0.0, 0.0]]), gf.tensor([1]))
     tensor(0.6931472)
     """
-    x, t = as_tensor(input), as_tensor(target)
+    x, t = as_pair(input, target)
     plain = weight is None and label_smoothing == 0.0 and reduction == "mean"
     if plain and t._data.dtype.kind in "iu" and x.ndim == 2 and t._data.shape == x._data.shape[:1]:
         return softmax_cross_entropy(x, t, ignore_index=ignore_index)
@@ -476,7 +475,7 @@ def _general_cross_entropy(
         t = t * (1 - smoothing) + smoothing / classes
     terms = -(t * where((t == 0) & ~isfinite(logp), 0.0, logp))  # 0 · ∞ = 0
     if weight is not None:
-        weight = as_tensor(weight)
+        weight = as_tensor(weight, logp.backend)
         if weight.shape != (classes,):
             raise ShapeError(
                 explain(
