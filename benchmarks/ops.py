@@ -136,11 +136,18 @@ def sweeps(rounds: int) -> dict[str, Timing]:
 
 
 # ---------------------------------------------------------------- import
-def _import_times(*modules: str) -> list[float]:
-    """Milliseconds that each import takes in a fresh interpreter, one after the other."""
+FIRST_GRADIENT = {
+    "gradflow": "x = gradflow.tensor([1.0, 2.0], requires_grad=True); (x * x).sum().backward()",
+    "torch": "x = torch.tensor([1.0, 2.0], requires_grad=True); (x * x).sum().backward()",
+    "jax": "jax.grad(lambda x: (x * x).sum())(jax.numpy.array([1.0, 2.0])).block_until_ready()",
+}
+
+
+def _in_fresh_interpreter(*statements: str) -> list[float]:
+    """Milliseconds that each statement takes, one after the other."""
     lines = ["from time import perf_counter as now", "times = [now()]"]
-    for module in modules:
-        lines += [f"import {module}", "times.append(now())"]
+    for statement in statements:
+        lines += [statement, "times.append(now())"]
     lines += ["print(*(1e3 * (b - a) for a, b in zip(times, times[1:])))"]
     # isolated: neither the folder we are in nor PYTHONDONTWRITEBYTECODE changes what is measured
     command = [sys.executable, "-I", "-c", "\n".join(lines)]
@@ -148,17 +155,19 @@ def _import_times(*modules: str) -> list[float]:
 
 
 def imports(rounds: int) -> dict[str, Timing]:
-    """Import times in fresh interpreters, in turns."""
+    """Import times and, as what is loaded late is paid for too, the way to a first gradient, in fresh interpreters."""
     peers = {peer: name for peer, name in {"torch": "PyTorch", "jax": "JAX"}.items() if find_spec(peer)}
     found: dict[str, list[float]] = {}
     neighbours = Neighbours()
     for i in range(-1, rounds):  # the first turn compiles and fills the file cache
-        above = _import_times("numpy", "gradflow")
-        turn = {"gradflow above NumPy": above[1], "gradflow with NumPy": sum(above), "NumPy": above[0]}
+        base, above, first = _in_fresh_interpreter("import numpy", "import gradflow", FIRST_GRADIENT["gradflow"])
+        turn = {"import gradflow above NumPy": above, "import gradflow with NumPy": base + above, "import NumPy": base}
+        turn["gradflow to the first gradient, with NumPy"] = base + above + first
         for peer, name in peers.items():
-            (turn[name],) = _import_times(peer)
+            above, first = _in_fresh_interpreter(f"import {peer}", FIRST_GRADIENT[peer])
+            turn |= {f"import {name}": above, f"{name} to the first gradient": above + first}
         for name, ms in turn.items() if i >= 0 else ():
-            found.setdefault(f"import {name}", []).append(ms)
+            found.setdefault(name, []).append(ms)
     rows = {name: Timing(times) for name, times in found.items()}
     return _show("ms", rows, neighbours, {"import gradflow above NumPy": 40, "import gradflow with NumPy": 120})
 
