@@ -593,6 +593,25 @@ ERRORS: list[tuple[Any, ...]] = [  # call, class, lines of the message
     ),
     (lambda: gf.cross_entropy(gf.tensor(1.0), gf.tensor(0)), ShapeError, "cross_entropy of a 0-d input."),
     (
+        lambda: gf.cross_entropy(x23, gf.tensor([0.0, 1.0])),
+        ShapeError,
+        "why: class probabilities for that input have shape (2, 3).",
+        "fix: target.astype(gf.int64) for class labels",
+    ),
+    *[
+        (
+            (lambda f=f, name=name: f(x4, x4 * 0.5, **{name: gf.ones((4, 1))})),
+            ShapeError,
+            f"{f.__name__} with {name} of shape (4, 1) for input of shape (4,).",
+            "why: aligned at the right, each length must be equal or 1, and no axis may be new.",
+        )
+        for f, name in (
+            (gf.binary_cross_entropy_with_logits, "weight"),
+            (gf.binary_cross_entropy_with_logits, "pos_weight"),
+            (gf.binary_cross_entropy, "weight"),
+        )
+    ],
+    (
         lambda: gf.cross_entropy(x23, gf.tensor([0, 1]), weight=gf.ones(2)),
         ShapeError,
         "cross_entropy with weight of shape (2,) for 3 classes.",
@@ -814,6 +833,8 @@ def test_infinite_derivatives() -> None:
         assert gradient(gf.sqrt, 0.0) == [INF]
         assert gradient(lambda x: x**0.5, 0.0) == [INF]
         assert gradient(lambda x: x**-1.0, 2.0) == [-0.25]
+        for stopped in (lambda x: gf.clip(x, 0.0), lambda x: gf.maximum(x, 0.0), lambda x: gf.where(x > 0, x, 0.0)):
+            assert gradient(lambda x: gf.sqrt(stopped(x)), [-1.0, 4.0]) == [[0.0, 0.25]]  # noqa: B023
     with pytest.warns(RuntimeWarning, match="divide by zero"):
         gradient(gf.sqrt, 0.0)
 

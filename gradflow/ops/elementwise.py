@@ -339,9 +339,9 @@ defvjp(
 )
 defvjp(
     _clip,
-    x=lambda xp, g, x, low, high: g * ((x >= low) & (x <= high)),
-    low=lambda xp, g, x, low, high: g * ((x < low) & (low <= high)),
-    high=lambda xp, g, x, low, high: g * ((x > high) | (low > high)),
+    x=lambda xp, g, x, low, high: xp.where((x >= low) & (x <= high), g, 0.0),
+    low=lambda xp, g, x, low, high: xp.where((x < low) & (low <= high), g, 0.0),
+    high=lambda xp, g, x, low, high: xp.where((x > high) | (low > high), g, 0.0),
 )
 defimpl(_clip, lambda xp, x, low, high: xp.minimum(xp.maximum(x, low), high))
 

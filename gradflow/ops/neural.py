@@ -307,6 +307,18 @@ def _refuse_shapes(function: str, x: Tensor, target: Tensor) -> NoReturn:
     )
 
 
+def _check_weight(function: str, name: str, weight: Operand, shape: tuple[int, ...]) -> None:
+    given = getattr(weight, "shape", ())
+    if len(given) > len(shape) or any(n not in (1, m) for n, m in zip(given[::-1], shape[::-1], strict=False)):
+        raise ShapeError(
+            explain(
+                f"{function} with {name} of shape {given} for input of shape {shape}.",
+                "aligned at the right, each length must be equal or 1, and no axis may be new.",
+                f"gf.broadcast_to({name}, {shape}) shows whether it fits",
+            )
+        )
+
+
 def mse_loss(input: Operand, target: Operand, /, *, reduction: str = "mean") -> Tensor:
     """Squared error (x − t)², its mean, its sum, or element by element.
 
@@ -349,7 +361,7 @@ def binary_cross_entropy_with_logits(
         reduction: "mean", "sum" or "none".
 
     Raises:
-        ShapeError: the shapes of input and target differ.
+        ShapeError: the shapes of input and target differ, or a weight would stretch the loss.
 
     >>> gf.binary_cross_entropy_with_logits(gf.tensor([0.0, 1e4]), gf.tensor([1.0, 1.0]))
     tensor(0.34657359)
@@ -357,9 +369,12 @@ def binary_cross_entropy_with_logits(
     _check_reduction("binary_cross_entropy_with_logits", reduction)
     x, t = as_pair(input, target)
     _same_shape("binary_cross_entropy_with_logits", x, t)
+    if weight is not None:
+        _check_weight("binary_cross_entropy_with_logits", "weight", weight, x.shape)
     if pos_weight is None:
         loss = binary_cross_entropy_terms(x, t)
     else:
+        _check_weight("binary_cross_entropy_with_logits", "pos_weight", pos_weight, x.shape)
         t = astype(t, x.dtype, copy=False) if t.dtype.kind != "f" else t
         loss = t * pos_weight * OPS.softplus(-x) + (1 - t) * OPS.softplus(x)
     return _reduced(loss if weight is None else loss * weight, reduction)
@@ -379,7 +394,7 @@ def binary_cross_entropy(
         reduction: "mean", "sum" or "none".
 
     Raises:
-        ShapeError: the shapes of input and target differ.
+        ShapeError: the shapes of input and target differ, or the weight would stretch the loss.
 
     >>> gf.binary_cross_entropy(gf.tensor([0.5, 1.0]), gf.tensor([1.0, 1.0]))
     tensor(0.34657359)
@@ -387,6 +402,8 @@ def binary_cross_entropy(
     _check_reduction("binary_cross_entropy", reduction)
     x, t = as_pair(input, target)
     _same_shape("binary_cross_entropy", x, t)
+    if weight is not None:
+        _check_weight("binary_cross_entropy", "weight", weight, x.shape)
     loss = binary_cross_entropy_of_probabilities(x, t)
     return _reduced(loss if weight is None else loss * weight, reduction)
 
@@ -448,7 +465,9 @@ def cross_entropy(
             explain(
                 f"cross_entropy got input of shape {x.shape} and target of shape {t.shape}.",
                 f"{'class probabilities' if probabilities else 'class labels'} for that input have shape {expected}.",
-                "target.reshape(-1)"
+                "target.astype(gf.int64) for class labels"
+                if probabilities and t.shape == x.shape[:at] + x.shape[at + 1 :]
+                else "target.reshape(-1)"
                 if t.size == x.size // max(x.shape[at], 1)
                 else "logits of shape (n, classes), labels (n,)",
             )
