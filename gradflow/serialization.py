@@ -268,6 +268,11 @@ def _unreadable(path: str, beginning: bytes, error: str) -> StateDictError:
 
 
 def require_safetensors() -> ModuleType:
+    """Return the safetensors package.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     try:
         import safetensors
         import safetensors.numpy

@@ -11,7 +11,8 @@ import numpy as np
 from gradflow_numpy.kernels import kernel
 
 Array = np.ndarray
-CHUNK = 1 << 16  # elements: 1.2 to 1.6 ns a parameter for Adam, where whole-buffer passes take 3
+CHUNK = 1 << 15  # elements: 1.2 to 1.6 ns a parameter for Adam, where whole-buffer passes take 3
+REST = 64  # steps between two looks for moments that have all but died out
 _add, _multiply, _subtract, _divide = np.add, np.multiply, np.subtract, np.divide
 _sqrt, _negative = np.sqrt, np.negative
 
@@ -72,6 +73,15 @@ def _pieces(grads: tuple[Array, ...], turned: tuple[bool, ...]) -> Iterator[tupl
             start += part.size
 
 
+def _settle(moment: Array) -> None:
+    """Set what a decaying mean has left below 1e8 times the smallest normal number to 0.
+
+    Behind a dead ReLU it decays until it is subnormal and stays so, and arithmetic on subnormal numbers is slow: Adam
+    on a net of twenty layers took five times as long after 8,000 steps. With any usual ε no parameter changes by it.
+    """
+    moment[np.abs(moment) < np.finfo(moment.dtype).tiny * 1e8] = 0
+
+
 @kernel
 def adam(
     param: Array,
@@ -108,6 +118,8 @@ def adam(
                 _multiply(p, shrink, p)
             else:
                 g = g + p * decay
+        if not t % REST:
+            _settle(m)
         _multiply(m, c1, m)
         _multiply(g, n1, w)
         _add(m, w, m)
@@ -151,6 +163,8 @@ def sgd(
             if not made:
                 b[...] = g
             else:
+                if not made % REST:
+                    _settle(b)
                 b *= momentum
                 b += g * (1 - dampening)
             g = g + b * momentum if nesterov else b
