@@ -88,10 +88,10 @@ class _Writes:
     def _enter(self, array: Any, extent: Extent) -> tuple[Any, dict[tuple[int, int], int], tuple[int, int]]:
         owner, low, high = extent(array)
         key, number = id(owner), id(array)
-        if key not in self.owners:
-            self.owners[key] = weakref.ref(owner, lambda _: self.owners.pop(key, None)), {}
+        reference = weakref.ref(owner, lambda _: self.owners.pop(key, None))
+        _, ranges = self.owners.setdefault(key, (reference, {}))  # another thread may have been first
         gone = weakref.ref(array, lambda _: self.written.pop(number, None))
-        self.written[number] = gone, self.owners[key][1], (low, high)
+        self.written[number] = gone, ranges, (low, high)
         return self.written[number]
 
     def at(self, extent: tuple[Any, int, int]) -> int:
@@ -100,7 +100,8 @@ class _Writes:
         found = self.owners.get(id(owner))
         if found is None:
             return 0
-        return max((time for (a, b), time in found[1].items() if a < high and low < b), default=0)
+        ranges = found[1].copy()  # another thread may write meanwhile
+        return max((time for (a, b), time in ranges.items() if a < high and low < b), default=0)
 
 
 writes = _Writes()

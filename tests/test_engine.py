@@ -316,6 +316,54 @@ def test_backward_is_pytorchs(script: Callable[[Any], list[Any]]) -> None:
             np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=1e-13, atol=1e-13)
 
 
+STEPS: list[Callable[[Any, Any, Any], Any]] = [
+    lambda lib, a, b: a + b,
+    lambda lib, a, b: a * b,
+    lambda lib, a, b: lib.tanh(a) - b,
+    lambda lib, a, b: lib.exp(a * 0.1) * b.sum(),
+    lambda lib, a, b: a @ b,
+    lambda lib, a, b: a / (b * b + 1),
+    lambda lib, a, b: a[[1, 0, 1]] * b[:1],
+    lambda lib, a, b: a.reshape(9).reshape(3, 3) + b.mT,
+    lambda lib, a, b: a.mean() * b,
+    lambda lib, a, b: a[1] + b[:, 2:],
+]
+
+
+@given(
+    ops=st.lists(st.tuples(st.integers(0, len(STEPS) - 1), st.integers(0, 9), st.integers(0, 9)), max_size=10),
+    kept=st.integers(0, 9),
+    hooked=st.integers(0, 9),
+    again=st.booleans(),
+)
+def test_drawn_graphs_are_pytorchs(ops: list[tuple[int, int, int]], kept: int, hooked: int, again: bool) -> None:
+    """Graphs that share and forget values, with a hook and a retained gradient somewhere, swept once or twice."""
+    torch = pytest.importorskip("torch")
+    draw = np.random.default_rng(len(ops))
+    start = draw.normal(size=(2, 3, 3)).tolist()
+
+    def run(lib: Any) -> list[Any]:
+        leaves = [lib.leaf(v) for v in start]
+        values = [*leaves, lib.leaf(start[0], False)]
+        for kind, i, j in ops:
+            values.append(STEPS[kind](lib, values[i % len(values)], values[j % len(values)]) * 0.5)
+        hook, keep = values[hooked % len(values)], values[kept % len(values)]
+        if hook.requires_grad:
+            lib.hook(hook, lambda g: g * 2 + 1)
+        if keep.requires_grad:
+            keep.retain_grad()
+        loss = sum((v * (k + 1)).mean() for k, v in enumerate(values[-3:] + leaves[:1]))
+        loss.backward(retain_graph=again)
+        if again:
+            loss.backward()
+        return [t.grad for t in (*leaves, keep) if t.requires_grad]
+
+    for a, b in zip(run(Ours), run(Theirs(torch)), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-9, atol=1e-11)
+
+
 # ---------------------------------------------------------------------------------------------- what backward() refuses
 def text(caught: Any) -> str:
     return str(caught.value)
@@ -645,6 +693,23 @@ def test_a_deep_chain_with_a_created_graph() -> None:
     g.backward()
     assert (g.item(), x.grad.item()) == (n + 1, n * (n + 1))  # type: ignore[union-attr]
     del y, g
+
+
+def test_a_deep_chain_of_custom_derivatives_hooks_and_kept_gradients() -> None:
+    with collector_off():
+        x = leaf(0.5, 0.5)
+        w = leaf(1.0, 1.0)
+        y = x
+        for _ in range(20_000):
+            y = cubed(y, w) ** (1 / 3)
+            y.retain_grad()
+        y.register_hook(lambda g: g)
+        last = weakref.ref(y._data)
+        y.sum().backward()
+        assert y.grad is not None
+        assert x.grad is not None
+        del y
+        assert last() is None
 
 
 def test_a_wide_sum_of_one_leaf() -> None:
@@ -1270,6 +1335,15 @@ def test_what_a_declaration_refuses(softsign: Callable[..., Tensor]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- threads
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
 def train(seed: int, steps: int, wide: int) -> list[np.ndarray]:
     draw = np.random.default_rng(seed)
     model = nn.MLP([6, wide, 3], nn.Tanh)
@@ -1289,16 +1363,12 @@ def train(seed: int, steps: int, wide: int) -> list[np.ndarray]:
     return [p.numpy().copy() for p in model.parameters()]
 
 
+@pytest.mark.usefixtures("quick_switches")
 @pytest.mark.parametrize(("steps", "wide"), [(150, 32), (25, 2000)])
 def test_threads_train_as_if_alone(steps: int, wide: int) -> None:
     alone = [train(seed, steps, wide) for seed in range(3)]
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(3) as pool:
-            together = list(pool.map(train, range(3), [steps] * 3, [wide] * 3))
-    finally:
-        sys.setswitchinterval(interval)
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(train, range(3), [steps] * 3, [wide] * 3))
     for ours, theirs in zip(together, alone, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             assert np.array_equal(a, b)
@@ -1319,6 +1389,40 @@ def test_threads_share_a_model_for_prediction() -> None:
     with ThreadPoolExecutor(4) as pool:
         for a, b in zip(pool.map(predict, x), alone, strict=True):
             assert np.array_equal(a, b)
+
+
+@pytest.mark.usefixtures("quick_switches")
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_threads_add_to_one_gradient(create_graph: bool) -> None:
+    w = leaf(0.0, 0.0, 0.0)
+
+    def work(_: int) -> None:
+        for _ in range(150):
+            (w * 1.0).sum().backward(create_graph=create_graph)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert grad_of(w) == [600.0] * 3
+
+
+@pytest.mark.usefixtures("quick_switches")
+def test_threads_write_beside_what_others_saved() -> None:
+    memory, x = gf.zeros((3000, 4)), gf.ones(4, requires_grad=True)
+
+    def write(stop: int) -> None:
+        for i in range(1, stop):
+            row = memory[i]
+            row += 1.0
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write, 3000)
+        while not writing.done():
+            y = (x * memory[0]).sum()
+            other = gf.zeros(1)
+            other += 1.0  # something was written since y was computed, so the sweep must look
+            y.backward()
+        writing.result()
+    assert memory.numpy()[1:].min() == 1.0
 
 
 def test_first_calls_in_many_threads() -> None:
