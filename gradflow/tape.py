@@ -138,7 +138,8 @@ def _freed(*_: Any) -> Any:
     )
 
 
-_FREED: tuple[Edge, ...] = ((Leaf((), None), _freed, ()),)
+_GRAVE = Leaf((), None)  # where all freed nodes lead
+_FREED: tuple[Edge, ...] = ((_GRAVE, _freed, ()),)
 _BY_AGE = attrgetter("seq")
 
 
@@ -174,7 +175,7 @@ def reachable(root: Node | Leaf) -> tuple[list[Node], dict[Any, Any]]:
 
 def _towards(targets: set[Any], nodes: list[Node], seen: dict[Any, Any]) -> tuple[list[Node], dict[Any, Any]]:
     """What `reachable` found, less all that leads to no target."""
-    if not targets.issubset(seen) and any(node.edges is _FREED for node in nodes):
+    if _GRAVE in seen and not targets.issubset(seen):
         _freed()  # the way to a target may have led through what was freed
     wanted = targets.intersection(seen)
     for node in reversed(nodes):
@@ -196,16 +197,21 @@ def sweep(
     """Send `seed` from `root` towards the leaves; return the cotangent of each leaf (or of each of `targets`).
 
     Nodes are visited newest first. A cotangent is projected when it arrives and added to what arrived before; what a
-    node saved is dropped behind the sweep unless `retain`.
+    node saved is dropped behind the sweep unless `retain`. A graph that was freed or overwritten is refused as a whole.
     """
     nodes, arrived = reachable(root)
     kept: dict[Any, Any] = {}
     if targets is not None:
         kept = dict.fromkeys(targets)
         nodes, arrived = _towards(set(kept), nodes, arrived)
+    elif _GRAVE in arrived:
+        _freed()
+    if nodes and nodes[-1].seq < writes.last:  # something was written since the oldest: look before anything is freed
+        for node in nodes:
+            _check_saved(node, extent)
     if root in arrived:
         arrived[root] = seed
-    add, last_write = xp.add, writes.last
+    add = xp.add
     for node in nodes:
         g = arrived.pop(node)
         if g is None:
@@ -214,8 +220,6 @@ def sweep(
             g = run_hooks(node, g)
         if kept and node in kept:
             kept[node] = g
-        if node.seq < last_write:
-            _check_saved(node, extent)
         for edge in node.edges if lift is None else lift(node):
             if edge is None:
                 continue

@@ -1440,3 +1440,29 @@ def test_first_calls_in_many_threads() -> None:
             gf.defvjp(REGISTRY[name].function)  # puts the first-call body back
         with ThreadPoolExecutor(4) as pool:
             assert len(set(pool.map(work, range(4)))) == 1
+
+
+def test_a_refused_backward_leaves_the_graph_whole() -> None:
+    w, z = gf.tensor([1.0, 2.0], requires_grad=True), gf.tensor([3.0, 4.0])
+    loss = (gf.exp(w * z) * 1.0).sum()
+    before = loss._node.edges
+    with gf.no_grad():
+        z += 1.0
+    with pytest.raises(errors.GraphError, match="multiply saved `y`"):
+        loss.backward()
+    assert loss._node.edges is before
+    assert w.grad is None
+
+
+def test_a_graph_that_leads_into_a_freed_one_is_refused_before_anything_happens() -> None:
+    w = gf.tensor([1.0, 2.0], requires_grad=True)
+    y = gf.exp(w)
+    other = (y * w).sum()
+    before = other._node.edges
+    y.sum().backward()
+    assert w.grad is not None
+    first = w.grad.numpy().copy()
+    with pytest.raises(errors.GraphError, match="freed"):
+        other.backward()
+    assert other._node.edges is before
+    np.testing.assert_array_equal(w.grad.numpy(), first)
