@@ -13,7 +13,7 @@ from typing import Any, cast
 from gradflow import tape
 from gradflow.errors import ArgumentError, DTypeError, GraphError, ShapeError, explain
 from gradflow.mode import get_mode, grad_mode, using
-from gradflow.ops.creation import as_tensor, eye, full_like, zeros_like
+from gradflow.ops.creation import as_tensor, full_like, zeros_like
 from gradflow.ops.shaping import broadcast_to, reshape, stack
 from gradflow.tape import Leaf, Node
 from gradflow.tensor import OPS, Tensor, check_gradient, own, own_tensors, sweep_arrays, sweep_tensors, wrap
@@ -48,6 +48,23 @@ def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
         children = [_rebuild(child, leaves) for child in tree]
         return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
     return next(leaves)
+
+
+def _matched(tree: Any, like: Any, what: str, whose: str, fix: str) -> Iterator[Any]:
+    """The leaves of a tree in the order of those of another; None may stand for a whole branch."""
+    if tree is None or not isinstance(like, dict | list | tuple):
+        yield from (tree for _ in _leaves(like))
+        return
+    if isinstance(like, dict):
+        fits = isinstance(tree, dict) and tree.keys() == like.keys()
+    else:
+        fits = isinstance(tree, list | tuple) and len(tree) == len(like)
+    if not fits:
+        raise ArgumentError(
+            explain(f"{what} have not the structure of {whose}.", "there is one for every tensor, at its place.", fix)
+        )
+    for key in like if isinstance(like, dict) else range(len(like)):
+        yield from _matched(tree[key], like[key], what, whose, fix)
 
 
 # ---------------------------------------------------------------- one evaluation of a function, recorded
@@ -214,23 +231,15 @@ def vjp(f: Function, *primals: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...
     outs, _ = flatten(call.out)
 
     def pullback(cotangent: Any) -> tuple[Any, ...]:
-        seeds, _ = flatten(cotangent)
-        out, seed = _one_output(outs, seeds, "vjp")
+        fix = "pullback((v1, v2)) for f that returns (y1, y2)"
+        out, seed = _one_output(outs, list(_matched(cotangent, call.out, "the cotangents", "the outputs", fix)))
         return tuple(call.rebuild(call.pull(out, seed, retain=True)))
 
     return call.hand_out(call.out), pullback
 
 
-def _one_output(outs: list[Any], seeds: list[Any], what: str) -> tuple[Tensor, Tensor]:
+def _one_output(outs: list[Any], seeds: list[Any]) -> tuple[Tensor, Tensor]:
     """An output and its seed; of several outputs yᵢ with seeds vᵢ, the scalar Σ yᵢ·vᵢ and 1."""
-    if len(outs) != len(seeds):
-        raise ArgumentError(
-            explain(
-                f"{what} of a function with {len(outs)} outputs got {len(seeds)} cotangents.",
-                "every output has one.",
-                "pullback((v1, v2)) for f that returns (y1, y2)",
-            )
-        )
     tensors = [as_tensor(o) for o in outs]
     given = [_like(s, t, "a cotangent") for s, t in zip(seeds, tensors, strict=True)]
     if len(tensors) == 1:
@@ -280,15 +289,7 @@ def jvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[A
             )
         )
     call = _Recorded(f, primals, tuple(range(len(primals))), {})
-    directions, _ = flatten(list(tangents))
-    if len(directions) != len(call.variables):
-        raise ArgumentError(
-            explain(
-                f"jvp got {len(directions)} tangents for {len(call.variables)} tensors.",
-                "tangents have the structure of the primals.",
-                "gf.jvp(f, (x,), (v,))",
-            )
-        )
+    directions = _matched(tangents, primals, "the tangents", "the primals", "gf.jvp(f, (x,), (v,))")
     vs = [_like(v, x, "a tangent") for v, x in zip(directions, call.variables, strict=True)]
     outs, rebuild = flatten(call.out)
     results = [_push(as_tensor(out), vs, call) for out in outs]
@@ -342,8 +343,9 @@ def jacobian(f: Function, argnums: int = 0) -> Function:
                     "gf.jacobian(lambda x: f(x)[0])",
                 )
             )
-        basis = eye(out.size, dtype=out.dtype, backend=out.backend)
-        rows = [flatten(pullback(reshape(basis[i], out.shape))[0]) for i in range(out.size)]
+        one = wrap(out._xp.one(out.dtype), out._xp)
+        units = (OPS.unindex(one, shape=(out.size,), key=(i,)) for i in range(out.size))
+        rows = [flatten(pullback(reshape(unit, out.shape))[0]) for unit in units]
         leaves, rebuild = flatten(args[number])
         columns = [as_tensor(leaf).shape for leaf in leaves]
         if not rows:
@@ -369,11 +371,12 @@ def hessian(f: Function, argnums: int = 0) -> Function:
 class custom_vjp:  # noqa: N801
     """A function whose derivative is given by hand, for stability or speed.
 
-    `forward(*args)` returns (value, residuals) and `backward(residuals, g)` one cotangent for each argument (None for
-    one without). Written with gradflow's operations, both can be differentiated again.
+    `forward(*args)` returns (value, residuals) and `backward(residuals, g)` one cotangent for each argument, in its
+    structure (None for one without). Written with gradflow's operations, both can be differentiated again.
 
     Raises:
         GraphError: the function is differentiated before `defvjp`.
+        ArgumentError: backward returns too few or too many cotangents.
         ShapeError: backward returns a cotangent of the wrong shape.
 
     >>> @gf.custom_vjp
@@ -396,7 +399,7 @@ class custom_vjp:  # noqa: N801
 
     def __call__(self, *args: Any) -> Any:
         """Call the function; where a derivative may be wanted, through `forward`."""
-        if not get_mode().recording or not any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        if not get_mode().recording or not any(isinstance(a, Tensor) and a.requires_grad for a in _leaves(args)):
             return self.function(*args)
         name = getattr(self, "__name__", "f")
         if self.forward is None or self.backward is None:
@@ -467,14 +470,14 @@ class _Pullback:
                     "return (gx, gy)",
                 )
             )
-        made = []
-        for argument, ct in zip(self.args, found, strict=True):
-            wanted = isinstance(argument, Tensor) and argument.requires_grad
-            made.append(
-                _like(zeros_like(argument) if ct is None else ct, argument, f"backward of {self.name}: a cotangent")
-                if wanted
-                else None
-            )
+        made: list[Any] = []
+        for i, (argument, given) in enumerate(zip(self.args, found, strict=True)):
+            what, fix = f"the cotangents from backward of {self.name}", 'return {"w": gw}, gx'
+            cts = _matched(given, argument, what, f"argument {i}", fix)
+            for t, ct in zip(_leaves(argument), cts, strict=True):
+                wanted = isinstance(t, Tensor) and t.requires_grad
+                ct = zeros_like(t) if wanted and ct is None else ct
+                made.append(_like(ct, t, f"backward of {self.name}: a cotangent") if wanted else None)
         return tuple(made)
 
 
@@ -486,7 +489,7 @@ def _join(value: Tensor, residuals: Any, pullback: _Pullback) -> Tensor:
     below = _node(_Handout(), _Cotangents())
     below.edges = tuple(
         (a._node, below.primitive.rule_at(i), ()) if isinstance(a, Tensor) and a._node is not None else None
-        for i, a in enumerate(pullback.args)
+        for i, a in enumerate(_leaves(pullback.args))
     )
     node = _node(pullback, value)
     node.edges = ((below, pullback.rule_at(0), (arrays, [kept])),)
