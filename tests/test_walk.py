@@ -316,6 +316,146 @@ def test_a_loaded_state_is_seen_by_the_next_replay() -> None:
     compare(replayed.state(), eager.state(), 1e-12)
 
 
+Step = Callable[[Tensor], Tensor]
+
+
+def clipped() -> tuple[nn.Module, list[Optimizer], Step]:
+    model = nn.MLP([4, 6, 2], nn.Tanh)
+    optimizer = Adam(model.parameters(), lr=0.05)
+
+    def step(x: Tensor) -> Tensor:
+        loss = (model(x) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        return loss
+
+    return model, [optimizer], step
+
+
+def gradient_penalty() -> tuple[nn.Module, list[Optimizer], Step]:
+    model = nn.MLP([4, 6, 1], nn.Tanh)
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+    def step(x: Tensor) -> Tensor:
+        slope = gf.grad(lambda y: model(y).sum())(x)
+        loss = model(x).mean() + ((slope**2).sum(axis=1) - 1).mean() ** 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return model, [optimizer], step
+
+
+def two_optimizers_and_noise() -> tuple[nn.Module, list[Optimizer], Step]:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Sigmoid(), nn.Linear(6, 4))
+    optimizers = [Adam(model[0].parameters(), lr=0.05), SGD(model[2].parameters(), lr=0.1)]
+
+    def step(x: Tensor) -> Tensor:
+        loss = gf.mse_loss(model(x + gf.random.normal(x.shape, dtype=x.dtype) * 0.1), x)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return loss
+
+    return model, optimizers, step
+
+
+def tied_frozen_and_grouped() -> tuple[nn.Module, list[Optimizer], Step]:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    model[2].weight = model[0].weight
+    model[2].bias.requires_grad_(False)
+    parameters = list(model.parameters())
+    optimizer = AdamW([{"params": parameters[:2], "lr": 0.1}, {"params": parameters[2:], "weight_decay": 0.3}], lr=0.01)
+
+    def step(x: Tensor) -> Tensor:
+        loss = gf.cross_entropy(model(x), gf.argmax(x, axis=1) % 3)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return model, [optimizer], step
+
+
+def unequal_step_counts() -> tuple[nn.Module, list[Optimizer], Step]:
+    model, (optimizer,), step = clipped()
+    parameters = list(model.parameters())
+    parameters[1].requires_grad_(False)
+    for _ in range(3):
+        step(gf.ones((2, 4)))
+    parameters[1].requires_grad_()
+    return model, [optimizer], step
+
+
+def mixed_dtypes() -> tuple[nn.Module, list[Optimizer], Step]:
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2, dtype=gf.float64))
+    optimizer = Adam(model.parameters(), lr=0.05)
+
+    def step(x: Tensor) -> Tensor:
+        loss = (model[2](model[1](model[0](x)).astype(gf.float64)) ** 2).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return model, [optimizer], step
+
+
+def accumulated_over_parts() -> tuple[nn.Module, list[Optimizer], Step]:
+    model = nn.MLP([4, 6, 2], nn.ReLU)
+    optimizer = SGD(model.parameters(), lr=0.05)
+
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        total = gf.zeros(())
+        for i in range(0, 8, 4):
+            loss = (model(x[i : i + 4]) ** 2).mean()
+            loss.backward()
+            total += loss.detach()
+        optimizer.step()
+        return total
+
+    return model, [optimizer], step
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        clipped, gradient_penalty, two_optimizers_and_noise, tied_frozen_and_grouped, unequal_step_counts, mixed_dtypes,
+        accumulated_over_parts,
+    ],
+)  # fmt: skip
+def test_steps_of_many_kinds_replay(build: Callable[[], tuple[nn.Module, list[Optimizer], Step]]) -> None:
+    draw = np.random.default_rng(7)
+    batches = [gf.tensor(draw.normal(size=(8, 4)).astype(np.float32)) for _ in range(11)]
+    found = []
+    for traced in (False, True):
+        gf.manual_seed(4)
+        model, optimizers, step = build()
+        recorded: Trace | None = None
+        losses = []
+        for x in batches:
+            if not traced:
+                loss = step(x)
+            elif recorded is None:
+                loss, recorded = trace(step, x)
+            else:
+                (loss,) = recorded.replay(x)
+            losses.append(loss.item())
+        state = {name: p.numpy().copy() for name, p in model.named_parameters()}
+        for k, optimizer in enumerate(optimizers):
+            for number, entry in optimizer.state_dict()["state"].items():
+                state |= {f"{k} {number} {name}": np.array(value) for name, value in entry.items()}
+        found.append((losses, state))
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-4)
+    compare(found[1][1], found[0][1], 1e-4)
+
+
 def test_random_numbers_go_on_in_a_replay() -> None:
     def noisy(x: Tensor) -> Tensor:
         return x + gf.random.normal(x.shape, dtype=x.dtype)
