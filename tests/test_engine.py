@@ -1282,11 +1282,15 @@ def softsign() -> Iterator[Callable[..., Tensor]]:
     gf.defimpl(thirdparty_softsign, lambda xp, x, scale: x * scale / (1 + xp.abs(x)))
     gf.defvjp(thirdparty_softsign, x=lambda xp, g, x, scale: g * scale / xp.square(1 + xp.abs(x)))
     yield thirdparty_softsign
-    del REGISTRY["thirdparty_softsign"]
-    delattr(OPS, "thirdparty_softsign")
+    withdraw("thirdparty_softsign")
+
+
+def withdraw(name: str) -> None:
+    del REGISTRY[name]
+    delattr(OPS, name)
     for xp in _NAMESPACES.values():
-        for name in [name for name in vars(xp) if name.startswith("thirdparty_softsign")]:
-            delattr(xp, name)
+        for found in [found for found in vars(xp) if found.startswith(name)]:
+            delattr(xp, found)
 
 
 def test_a_third_partys_primitive_goes_everywhere(softsign: Callable[..., Tensor]) -> None:
@@ -1323,6 +1327,35 @@ def test_a_rule_may_be_given_again(softsign: Callable[..., Tensor]) -> None:
     assert gf.grad(softsign)(x).item() == 7.0
     gf.defimpl(softsign, lambda xp, x, scale: x * 0 + 3)
     assert softsign(x).item() == 3.0
+
+
+def test_a_third_partys_update_writes_in_place() -> None:
+    @gf.primitive("any", writes=2)
+    def thirdparty_decay(param: Tensor, count: Tensor, rate: Tensor, /, *, twice: bool) -> None:
+        """Write param times rate into param, and count the calls."""
+
+    gf.defimpl(thirdparty_decay, lambda xp, p, n, rate, twice: (p * rate * rate if twice else p * rate, n + 1))
+    try:
+        w, count, rate = gf.Parameter([2.0, 4.0]), gf.zeros(()), gf.tensor(0.5)
+        memory, saved = w._data, (w * w).sum()
+        thirdparty_decay(w, count, rate, twice=True)
+        assert w._data is memory
+        assert (w.tolist(), count.item()) == ([0.5, 1.0], 1.0)
+        assert w.version > 0
+        with pytest.raises(errors.GraphError, match="changed in place"):
+            saved.backward()
+
+        def step(t: Tensor) -> Tensor:
+            thirdparty_decay(w, count, t, twice=False)
+            return w * 1.0
+
+        _, recorded = trace(step, gf.tensor(2.0))
+        before = w.version
+        assert recorded.replay(gf.tensor(3.0))[0].tolist() == [3.0, 6.0]
+        assert (w.tolist(), count.item()) == ([3.0, 6.0], 3.0)
+        assert w.version > before
+    finally:
+        withdraw("thirdparty_decay")
 
 
 def test_what_a_declaration_refuses(softsign: Callable[..., Tensor]) -> None:
