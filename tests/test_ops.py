@@ -1414,3 +1414,13 @@ def test_every_public_operation_is_documented() -> None:
         if callable(value):
             assert value.__doc__ and ">>>" in value.__doc__, name
     assert REGISTRY  # and the registry's own suite calls every primitive
+
+
+@pytest.mark.parametrize("function", [gf.softmax, gf.log_softmax])
+def test_softmax_of_nothing_is_nothing(function: Any) -> None:
+    x = gf.zeros((2, 0), requires_grad=True)
+    out = function(x)
+    assert out.shape == (2, 0)
+    out.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == (2, 0)

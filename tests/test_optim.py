@@ -837,3 +837,15 @@ def test_what_sgd_refuses() -> None:
 def test_the_base_class_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Optimizer([gf.Parameter([1.0])], {"lr": 0.1})  # type: ignore[abstract]
+
+
+def test_zero_grad_forgets_or_fills_with_zeros() -> None:
+    w, frozen = gf.Parameter([1.0, 2.0]), gf.Parameter([3.0])
+    optimizer = optim.SGD([w, frozen], lr=0.1)
+    (w * 2).sum().backward()
+    optimizer.zero_grad(set_to_none=False)
+    assert w.grad is not None
+    assert w.grad.tolist() == [0.0, 0.0]
+    assert frozen.grad is None
+    optimizer.zero_grad()
+    assert w.grad is None

@@ -33,18 +33,15 @@ class Pool:
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         """An array with arbitrary contents that nobody else uses."""
-        shelf = self.shelves.get((shape, dtype))
-        if shelf is None:
-            shelf = self.shelves[shape, dtype] = []
         free = self._free
-        for array in shelf:
+        for array in self.shelves.get((shape, dtype), ()):
             if getrefcount(array) == free:
                 return array
         array = np.empty(shape, dtype)
         if self.held + array.nbytes > self.limit:
             self.trim()
         self.held += array.nbytes
-        shelf.append(array)
+        self.shelves.setdefault((shape, dtype), []).append(array)  # trim() may have dropped an empty shelf
         return array
 
     def trim(self) -> None:

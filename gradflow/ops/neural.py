@@ -11,7 +11,7 @@ from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.ops import reduction
 from gradflow.ops.axes import canonical_axes, canonical_axis, kept_shape, refuse
 from gradflow.ops.creation import as_pair, as_tensor
-from gradflow.ops.elementwise import isfinite, where
+from gradflow.ops.elementwise import positive, isfinite, where
 from gradflow.ops.linalg import matmul, matrix_transpose
 from gradflow.ops.reduction import Axes
 from gradflow.ops.shaping import astype, expand_dims, moveaxis
@@ -155,7 +155,8 @@ def softmax(x: Operand, /, *, axis: int = -1, **wrong: object) -> Tensor:
     if wrong:
         refuse("softmax", wrong)
     x = as_tensor(x)
-    return _softmax(x, axis=canonical_axis("softmax", axis, x.ndim))
+    at = canonical_axis("softmax", axis, x.ndim)
+    return _softmax(x, axis=at) if x.size else positive(x)
 
 
 def log_softmax(x: Operand, /, *, axis: int = -1, **wrong: object) -> Tensor:
@@ -167,7 +168,8 @@ def log_softmax(x: Operand, /, *, axis: int = -1, **wrong: object) -> Tensor:
     if wrong:
         refuse("log_softmax", wrong)
     x = as_tensor(x)
-    return _log_softmax(x, axis=canonical_axis("log_softmax", axis, x.ndim))
+    at = canonical_axis("log_softmax", axis, x.ndim)
+    return _log_softmax(x, axis=at) if x.size else positive(x)
 
 
 def logsumexp(x: Operand, /, *, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradflow.errors import ArgumentError, DTypeError, GraphError, StateDictError, explain
 from gradflow.mode import NO_GRAD, using
-from gradflow.ops.creation import make_tensor, zeros
+from gradflow.ops.creation import make_tensor, zeros, zeros_like
 from gradflow.tensor import OPS, Tensor, no_grad
 
 P = ParamSpec("P")
@@ -225,12 +225,12 @@ class Optimizer(ABC):
         return loss
 
     @final
-    def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters; with set_to_none=False, fill those there are with zeros."""
         for group in self.param_groups:
             for p in group.params:
-                if (node := p._node) is not None:
-                    node.grad = None
+                if (node := p._node) is not None and node.grad is not None:
+                    node.grad = None if set_to_none else zeros_like(node.grad)
 
     @final
     def add_param_group(self, group: dict[str, Any]) -> None:
