@@ -11,7 +11,7 @@ from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.ops import reduction
 from gradflow.ops.axes import canonical_axes, canonical_axis, kept_shape, refuse
 from gradflow.ops.creation import as_pair, as_tensor
-from gradflow.ops.elementwise import positive, isfinite, where
+from gradflow.ops.elementwise import isfinite, positive, where
 from gradflow.ops.linalg import matmul, matrix_transpose
 from gradflow.ops.reduction import Axes
 from gradflow.ops.shaping import astype, expand_dims, moveaxis
