@@ -380,7 +380,8 @@ def _instance(name: str, device: str | None) -> Backend:
 def _create(name: str, device: str | None) -> Backend:
     entries = _entry_points().get(name, [])
     if not entries:
-        raise _UnusableError("no installed package offers it.", _pip("gradflow", _KNOWN[name]))
+        absent = "no installed package offers it (this version of gradflow comes with numpy alone)."
+        raise _UnusableError(absent, _pip("gradflow", _KNOWN[name]))
     origins = {entry.value: entry.dist.name if entry.dist is not None else entry.value for entry in entries}
     if len(origins) > 1:
         packages = " and ".join(sorted(origins.values()))

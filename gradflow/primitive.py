@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from gradflow.errors import (
     ArgumentError,
     DTypeError,
     GradflowError,
+    GraphError,
     IndexRangeError,
     ShapeError,
     explain,
@@ -84,6 +85,15 @@ class Primitive:
         self.nondifferentiable: bool = options.pop("nondifferentiable", False)
         self.hint: str = options.pop("hint", "")
         self.check: Callable[..., None] | None = options.pop("check", None)
+        if options or dtypes not in get_args(DTypes):
+            wrong = f"options {sorted(options)}" if options else f"dtypes={dtypes!r}"
+            raise ArgumentError(
+                explain(
+                    f"primitive {name} with {wrong}.",
+                    f"dtypes is one of {get_args(DTypes)}; options stand in the docstring of `primitive`.",
+                    '@primitive("float")',
+                )
+            )
         self.rules: list[Rule | None] = [None] * len(self.operands)
         self.names: list[tuple[str, ...]] = [()] * len(self.operands)
         self.impl: Callable[..., Any] | None = None
@@ -300,7 +310,7 @@ def _unwrap_scalar(prim: Primitive, operand: Any) -> Any:
     if isinstance(value, bool | int | float):
         return value
     kind = type(operand).__name__
-    fix = f"gf.{prim.name}(gf.tensor({operand!r}))" if isinstance(operand, list | tuple) else "gf.tensor(data)"
+    fix = f"gf.tensor({operand!r})" if isinstance(operand, list | tuple) else "gf.tensor(data)"
     if operand is None:
         fix = "`t is None` asks whether there is a tensor"
     raise DTypeError(explain(f"{prim.name} got a {kind}.", "operands are tensors, NumPy arrays and numbers.", fix))
@@ -412,13 +422,25 @@ def _failed(prim: Primitive, error: Exception, operands: tuple[Any, ...], settin
     hint = prim.hint or "compare the shapes: print(x.shape, y.shape)"
     if isinstance(error, IndexError):
         raise IndexRangeError(
-            explain(f"{prim.name} of a tensor of shape {shapes}.", f"{error}.", "indices run from -n to n - 1")
+            explain(f"an index of a tensor of shape {shapes}.", f"{error}.", "indices run from -n to n - 1")
         ) from error
     if isinstance(error, ValueError):
         kind = ShapeError if any(word in str(error) for word in _SHAPE_WORDS) else ArgumentError
         raise kind(explain(mistake, f"{error}.", hint)) from error
     dtypes = " and ".join(t.dtype.name for t in coerced)
     raise DTypeError(explain(mistake.replace(shapes, f"{shapes} and dtype {dtypes}"), f"{error}.", hint)) from error
+
+
+def _refuse_derivative(prim: Primitive, operands: tuple[Tensor, ...], names: list[str]) -> None:
+    """Raise for an operand that requires grad and has no rule: its gradient would be 0 in silence."""
+    name = next(name for name, operand in zip(names, operands, strict=True) if operand.requires_grad)
+    raise GraphError(
+        explain(
+            f"{prim.name} has no derivative rule for `{name}`, which requires grad.",
+            "without one its gradient would be 0 in silence.",
+            f"defvjp({prim.name}, {name}=lambda xp, g, ...: ...), or @primitive(..., nondifferentiable=True)",
+        )
+    )
 
 
 def _interpret(prim: Primitive, mode: Any, operands: tuple[Any, ...], settings: dict[str, Any]) -> Any:
@@ -494,6 +516,9 @@ def source(prim: Primitive) -> str:
     if unlike:
         lines += [f"    if {' or '.join(unlike)}: return again(P, {everything})"]
     idle = " and ".join(f"{o}_node is None" for o in active)
+    if forgotten := [] if prim.nondifferentiable else [o for o in ops if o not in active]:
+        wanted = " or ".join(f"{o}_node is not None" for o in forgotten)
+        lines += [f"    if mode is RECORD and ({wanted}): refuse_derivative(P, ({', '.join(forgotten)},), {forgotten})"]
     if prim.residual:
         lines += [
             f"    if idle := mode is NO_GRAD or {idle}: kernel = xp.{prim.name}",
@@ -536,6 +561,10 @@ def _variadic_function(prim: Primitive) -> Callable[..., Any]:
         except Exception as error:
             return cast(Tensor, _failed(prim, error, tensors, settings))
         t = wrap(out if out.shape else xp.as_array(out), xp)
+        if mode is RECORD and not prim.nondifferentiable:
+            for i, x in enumerate(tensors):
+                if x._node is not None and not prim.has_rule(i):
+                    _refuse_derivative(prim, (x,), [prim.operands[min(i, first)]])
         nodes = [x._node if prim.has_rule(i) else None for i, x in enumerate(tensors)]
         if mode is NO_GRAD or not any(node is not None for node in nodes):
             return t
@@ -577,6 +606,6 @@ def _update_function(prim: Primitive) -> Callable[..., Any]:
 
 _SCOPE: dict[str, Any] = {
     "NO_GRAD": NO_GRAD, "Node": Node, "RECORD": RECORD, "Tensor": Tensor, "__name__": __name__, "again": _again,
-    "failed": _failed, "get_mode": get_mode, "interpret": _interpret, "specialise": specialise, "tick": tape.tick,
-    "weak": _weak,
+    "failed": _failed, "get_mode": get_mode, "interpret": _interpret, "refuse_derivative": _refuse_derivative,
+    "specialise": specialise, "tick": tape.tick, "weak": _weak,
 }  # fmt: skip

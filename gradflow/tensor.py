@@ -43,13 +43,16 @@ class Tensor:
     tensor([2., 4.])
     """
 
-    __slots__ = ("__weakref__", "_data", "_node", "_xp")
+    __slots__ = ("__weakref__", "_base", "_data", "_node", "_xp")
     __array_ufunc__ = None  # `ndarray * tensor` is handed to Tensor
     __hash__ = object.__hash__  # == compares element by element, so identity hashes
 
     _data: Any
     _xp: Any
     _node: Node | Leaf | None
+    _base: tuple[
+        Tensor, tuple[Any, ...], Any
+    ]  # of what t[key] is a view: the tensor, the key, its array then; else unset
 
     # ------------------------------------------------------------ what it is
     @property
@@ -331,7 +334,7 @@ class Tensor:
         return int(self._data.shape[0])
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter([self[i] for i in range(len(self))])
+        return (self[i] for i in range(len(self)))
 
     def __contains__(self, value: Operand) -> bool:
         return bool((self == value).any())
@@ -355,6 +358,7 @@ class Tensor:
         return self.__deepcopy__({})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        self._read("a copy by copy.copy or copy.deepcopy")
         if not self.is_leaf:
             raise GraphError(
                 explain(

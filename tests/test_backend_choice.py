@@ -299,7 +299,7 @@ def test_known_but_not_installed() -> None:
     assert isinstance(caught.value, ImportError)
     assert str(caught.value) == (
         'backend="cupy:1" cannot be used on this machine.\n'
-        "  why: no installed package offers it.\n"
+        "  why: no installed package offers it (this version of gradflow comes with numpy alone).\n"
         '  fix: pip install "gradflow[cuda12]" or pip install "gradflow[cuda13]"'
     )
 
@@ -343,7 +343,7 @@ def test_the_list_of_backends(install: Install) -> None:
     install(FakePlugin("numpy"), FakePlugin("numba", "numba", "Numba is not installed"), FakePlugin("fakelib"))
     with use_backend("fakelib:1"):
         assert [str(info) for info in backends()] == [
-            "cupy: not available: no installed package offers it.",
+            "cupy: not available: no installed package offers it (this version of gradflow comes with numpy alone).",
             "fakelib: available on dev:1 (fakelib 1.5), the default",
             "numba: not available: Numba is not installed",
             "numpy: available on dev:0 (fakelib 1.5)",

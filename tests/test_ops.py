@@ -627,7 +627,7 @@ ERRORS: list[tuple[Any, ...]] = [  # call, class, lines of the message
         DTypeError,
         "add got a list.",
         "why: operands are tensors, NumPy arrays and numbers.",
-        "fix: gf.add(gf.tensor([1.0, 2.0]))",
+        "fix: gf.tensor([1.0, 2.0])",
     ),
     (lambda: (1.0, 2.0) * x4, DTypeError, "multiply got a tuple."),
     (lambda: x4 + None, DTypeError, "add got a NoneType."),

@@ -177,7 +177,7 @@ def gather(x: Array, *indices: Array, key: tuple[Any, ...]) -> Any:
 @kernel
 def scatter_add(x: Array, *indices: Array, shape: tuple[int, ...], key: tuple[Any, ...]) -> Any:
     if len(key) == 1 == len(indices) and x.size:
-        return _add_rows(x.reshape(indices[0].size, -1), indices[0].reshape(-1) % shape[0], shape)
+        return _add_rows(x.reshape(indices[0].size, -1), indices[0].reshape(-1).astype(np.intp) % shape[0], shape)
     elements = np.arange(math.prod(shape)).reshape(shape)[filled(key, indices)].reshape(-1)
     total = np.bincount(elements, weights=x.reshape(-1), minlength=math.prod(shape))
     return total.astype(x.dtype, copy=False).reshape(shape)

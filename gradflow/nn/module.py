@@ -111,7 +111,7 @@ class Module:
         try:
             return self.forward(*args, **kwargs)
         except Exception as error:
-            _tell_where(error)
+            tell_where(self, error)
             raise
 
     # ------------------------------------------------------------ what it holds
@@ -392,25 +392,17 @@ def label(module: Module) -> str:
     return type(module).__name__
 
 
-_CALL = Module.__call__.__code__
-
-
-def _tell_where(error: Exception) -> None:
+def tell_where(module: Module, error: Exception) -> None:
     """Write into an error which module it came from: before a message that begins with its label, else into a note.
 
-    Each module that the error passes through writes the path anew; what remains is the path from the outermost one.
+    Each module that the error passes through, from the inside out, writes the path anew; what remains is the path from
+    the outermost one. The error itself carries their list: the frames it went through would hold it in a cycle.
     """
     if isinstance(error, RecursionError):
         return  # there is no room on the stack for a search, and no one module to blame
-    called = []
-    trace = error.__traceback__
-    while trace is not None:
-        frame = trace.tb_frame
-        module = frame.f_locals.get("self")
-        if isinstance(module, Module) and frame.f_code in (_CALL, getattr(type(module).forward, "__code__", None)):
-            called.append(module)  # by `__call__`, or by a container that calls `forward` itself
-        trace = trace.tb_next
-    root, failed = called[0], called[-1]
+    passed = vars(error).setdefault("_passed", [])
+    passed.append(module)
+    failed, root = passed[0], module
     path = next((path for path, module in Module.named_modules(root) if module is failed), None)
     if path is None:
         return  # `root` calls a module that it does not hold: what the modules below wrote stays

@@ -180,27 +180,35 @@ def getitem(x: Tensor, key: Any) -> Tensor:
     (tensor([1., 3.]), (2, 2), tensor([2., 3., 4.]))
     """
     static, arrays = split(x, key)
-    return gather(x, *arrays, key=static) if arrays else basic_index(x, key=static)
+    if arrays:
+        return gather(x, *arrays, key=static)
+    view = basic_index(x, key=static)
+    view._base = x, static, x._data
+    return view
 
 
 def setitem(x: Tensor, key: Any, value: Operand) -> None:
     """t[key] = value: in place, and recorded where a derivative is wanted.
 
     A tensor with history, or that is given a value with history, takes new memory, so that what the graph saved
-    stays whole; any other is written where it lies and counts a new version.
+    stays whole, and so does the tensor that it is a view t[key] of; any other is written where it lies and counts a new
+    version.
 
     Raises:
-        GraphError: a leaf that requires grad, outside no_grad.
+        GraphError: a leaf that requires grad, outside no_grad; a view that cannot pass the change on.
         DTypeError: a floating-point value for a tensor of integers.
         ShapeError: a value that does not broadcast to the selection.
     """
     new = _fit_value(x, value)
     refuse_write_to_leaf(x, "t[...] = value")
     static, arrays = split(x, key)
+    if isinstance(value, Tensor) and not arrays and _is_that_view(value, x, static):
+        return  # the end of `t[key] += value`, which has written already
     if new.shape[:1] == (1,):  # it broadcasts without leading ones, which NumPy takes for some keys only
         lead = next((i for i, n in enumerate(new.shape) if n != 1), new.ndim)
         new = OPS.reshape(new, shape=new.shape[lead:])
     if get_mode().recording and (x._node is not None or new._node is not None):
+        _refuse_lost_write(x)
         _rebind(x, index_update(x, new, *arrays, key=static))
     elif static == (Ellipsis,) and new.shape == x.shape:
         _write("t[...] = value", assign, x, new)
@@ -236,7 +244,45 @@ def refuse_write_to_leaf(x: Tensor, what: str) -> None:
 
 
 def _rebind(x: Tensor, new: Tensor) -> None:
-    x._data, x._node = new._data, new._node
+    """Give a tensor new memory and history, and the tensor that it is a view of the same change."""
+    base = getattr(x, "_base", None)
+    if base is None:
+        x._data, x._node = new._data, new._node
+        return
+    whole, key, array = base
+    refuse_write_to_leaf(whole, "a write into a view")
+    if whole._data is not array:
+        raise GraphError(
+            explain(
+                "a write into a view of a tensor that has taken other memory since.",
+                "a recorded write gives the tensor new memory, and a view taken before shows the old.",
+                "take the view anew: y[key] += value",
+            )
+        )
+    _rebind(whole, index_update(whole, new, key=key))
+    x._data, x._node, x._base = new._data, new._node, (whole, key, whole._data)
+
+
+def _is_that_view(value: Tensor, x: Tensor, key: Key) -> bool:
+    base = getattr(value, "_base", None)
+    return base is not None and base[0] is x and base[2] is x._data and base[1] == key
+
+
+_VIEWS = ("reshape", "broadcast_to", "permute_dims", "matrix_transpose", "alias")
+
+
+def _refuse_lost_write(x: Tensor) -> None:
+    """Raise for a recorded write into what shares memory with another tensor, which would not see it."""
+    if hasattr(x, "_base") or getattr(x._data, "base", None) is None:
+        return
+    if x._node is None or getattr(getattr(x._node, "primitive", None), "name", "") in _VIEWS:
+        raise GraphError(
+            explain(
+                "a recorded write into a tensor that shares the memory of another.",
+                "what is recorded takes new memory, so the other would not see the change.",
+                "write into the tensor itself, y[key] = value, or into a copy, y.copy()",
+            )
+        )
 
 
 def _write(what: str, write: Any, x: Tensor, value: Tensor, *indices: Tensor, **key: Key) -> None:

@@ -174,6 +174,9 @@ class ParamGroup(Mapping[str, Any]):
 class Optimizer(ABC):
     """Base of all optimizers: an update rule applied to every parameter that has a gradient.
 
+    The parameters of a dtype move into one piece of memory: each is a view of it from then on, and what shared memory
+    with a parameter before (a NumPy array, another parameter, a detached tensor) no longer does.
+
     Args:
         params: parameters, or dicts with "params" and hyper-parameters that differ from the rest.
         defaults: hyper-parameters of every group that does not say otherwise.
@@ -199,6 +202,14 @@ class Optimizer(ABC):
                     f"{type(self).__name__} got one tensor.",
                     "it takes an iterable of parameters.",
                     f"{type(self).__name__}([parameter], lr=...)",
+                )
+            )
+        if hasattr(params, "parameters"):
+            raise DTypeError(
+                explain(
+                    f"{type(self).__name__} got a {type(params).__name__}.",
+                    "it takes an iterable of parameters.",
+                    f"{type(self).__name__}(model.parameters(), lr=...)",
                 )
             )
         given = list(params)
