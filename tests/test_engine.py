@@ -1499,3 +1499,38 @@ def test_a_graph_that_leads_into_a_freed_one_is_refused_before_anything_happens(
         other.backward()
     assert other._node.edges is before
     np.testing.assert_array_equal(w.grad.numpy(), first)
+
+
+def test_an_operand_without_a_rule_is_refused_where_it_requires_grad() -> None:
+    from gradflow.primitive import defimpl, defvjp, primitive
+
+    def hypotenuse_of_legs(x: Any, y: Any, /) -> Any: ...
+
+    try:
+        hypotenuse = primitive("float")(hypotenuse_of_legs)
+        defimpl(hypotenuse, lambda xp, x, y: xp.sqrt(x * x + y * y))
+        x, y = gf.tensor(3.0, requires_grad=True), gf.tensor(4.0, requires_grad=True)
+        with pytest.raises(errors.GraphError, match="no derivative rule for `x`"):
+            hypotenuse(x, y)
+        defvjp(hypotenuse, x=lambda xp, g, x, out: g * x / out)
+        with pytest.raises(errors.GraphError, match="no derivative rule for `y`"):
+            hypotenuse(x, y)
+        hypotenuse(x, y.detach()).backward()
+        assert x.grad is not None
+        np.testing.assert_allclose(x.grad.item(), 0.6, rtol=1e-6)
+        with gf.no_grad():
+            assert hypotenuse(x, y).item() == 5.0
+    finally:
+        REGISTRY.pop("hypotenuse_of_legs", None)
+        vars(OPS).pop("hypotenuse_of_legs", None)
+
+
+@pytest.mark.parametrize(("dtypes", "options"), [("flaot", {}), ("float", {"residul": True})])
+def test_misspelt_declarations_of_primitives_are_refused(dtypes: Any, options: dict[str, Any]) -> None:
+    from gradflow.primitive import primitive
+
+    def stub(x: Any, /) -> Any: ...
+
+    with pytest.raises(errors.ArgumentError, match="primitive stub with"):
+        primitive(dtypes, **options)(stub)
+    assert "stub" not in REGISTRY

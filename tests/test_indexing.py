@@ -528,3 +528,92 @@ def test_take_refuses() -> None:
         gf.take(x, gf.tensor([0]), axis=2)
     with pytest.raises(ShapeError, match="as many axes"):
         gf.take_along_axis(x, gf.tensor([0]), axis=0)
+
+
+# ---------------------------------------------------------------- writes through views
+def in_rows(m: Any, x: Any) -> Any:
+    y = m.zeros((2, 2), dtype=m.float64)
+    for i in range(2):
+        y[i][...] = x * (i + 1)
+    return (y * y).sum()
+
+
+def in_a_named_view(m: Any, x: Any) -> Any:
+    y = m.zeros(4, dtype=m.float64)
+    v = y[:2]
+    v += x
+    return (y * y * 3).sum()
+
+
+def in_a_view_twice(m: Any, x: Any) -> Any:
+    y = x * 1
+    v = y[:1]
+    v += 5
+    v *= 2
+    return (y * y).sum()
+
+
+def by_augmented_assignment(m: Any, x: Any) -> Any:
+    y = x * 2
+    y[0] += x[1] * 3
+    y[1] *= x[0]
+    return (y * y).sum()
+
+
+def in_a_view_of_a_view(m: Any, x: Any) -> Any:
+    y = m.zeros((2, 2, 2), dtype=m.float64)
+    y[0][1] += x
+    y[1][0][0] = x[1]
+    return (y * y * y).sum()
+
+
+VIEW_WRITES = [in_rows, in_a_named_view, in_a_view_twice, by_augmented_assignment, in_a_view_of_a_view]
+
+
+@pytest.mark.parametrize("function", VIEW_WRITES)
+def test_a_write_into_a_view_reaches_the_whole(function: Any) -> None:
+    torch = pytest.importorskip("torch")
+    x, t = gf.tensor(np.array([1.0, 2.0]), requires_grad=True), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    t.requires_grad_()
+    ours, theirs = function(gf, x), function(torch, t)
+    ours.backward()
+    theirs.backward()
+    assert ours.item() == theirs.item()
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), t.grad.numpy(), rtol=1e-13)
+    with gf.no_grad():
+        assert function(gf, x.detach()).item() == ours.item()
+
+
+def test_rows_of_an_iteration_write_into_the_whole() -> None:
+    x, y = gf.tensor([1.0, 2.0], requires_grad=True), gf.zeros((2, 2))
+    for row in y:
+        row += x
+    (y * y).sum().backward()
+    assert y.tolist() == [[1.0, 2.0], [1.0, 2.0]]
+    assert x.grad is not None
+    assert x.grad.tolist() == [4.0, 8.0]
+
+
+def test_a_recorded_write_that_would_be_lost_is_refused() -> None:
+    w = gf.tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(GraphError, match="shares the memory of another"):
+        gf.zeros(4).reshape(2, 2)[0] = w
+    view = w[:1]
+    with pytest.raises(GraphError, match="on a leaf that requires grad"):
+        view += 1.0
+    y = gf.zeros(3)
+    first, second = y[:2], y[:2]
+    first += w
+    with pytest.raises(GraphError, match="has taken other memory since"):
+        second += w
+    assert y.tolist() == [1.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint64"])
+def test_small_index_dtypes_reach_long_axes(dtype: str) -> None:
+    table = gf.Parameter(gf.ones((1000, 2)))
+    table[gf.tensor([3, 3, 7], dtype=dtype)].sum().backward()
+    assert table.grad is not None
+    assert table.grad[3].tolist() == [2.0, 2.0]
+    assert table.grad.sum().item() == 6.0

@@ -622,3 +622,26 @@ def test_nothing_is_lost_in_any_tree(tree: Any) -> None:
     twin.load_state_dict(model.state_dict())
     assert values(twin) == values(model)
     assert repr(twin) == repr(model)
+
+
+def test_errors_on_their_way_through_modules_leave_no_cycle() -> None:
+    import gc
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(3, 2))
+
+    def fail() -> None:
+        try:
+            model(gf.zeros((2, 4)))
+        except errors.ShapeError:
+            return
+        raise AssertionError
+
+    fail()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(10):
+            fail()
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

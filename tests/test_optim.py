@@ -849,3 +849,33 @@ def test_zero_grad_forgets_or_fills_with_zeros() -> None:
     assert frozen.grad is None
     optimizer.zero_grad()
     assert w.grad is None
+
+
+def test_moments_that_are_no_numbers_change_nothing() -> None:
+    optimizer = optim.Adam([gf.Parameter([1.0, 2.0])])
+    (optimizer.param_groups[0].params[0] * 2).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["param_groups"][0]["lr"] = 0.7
+    state["state"][0]["exp_avg"] = np.array([1j, 2])
+    with pytest.raises(errors.StateDictError, match="exp_avg of parameter 0 has dtype complex128"):
+        optimizer.load_state_dict(state)
+    assert optimizer.lr == 1e-3
+
+
+def test_a_model_in_place_of_its_parameters_is_named() -> None:
+    with pytest.raises(errors.DTypeError, match=r"Adam got a Linear[\s\S]*model\.parameters\(\)"):
+        optim.Adam(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+def test_moments_that_have_died_out_rest_at_zero() -> None:
+    w = gf.Parameter([1.0, 1.0])
+    optimizer = optim.Adam([w])
+    (w * 1e-20).sum().backward()
+    for _ in range(1300):
+        optimizer.step()
+        assert w.grad is not None
+        w.grad[0] = 0.0  # as behind a dead ReLU
+    first = optimizer.state_dict()["state"][0]["exp_avg"]
+    assert first[0].item() == 0.0
+    assert first[1].item() == pytest.approx(1e-20, rel=1e-5)

@@ -535,3 +535,11 @@ def test_a_long_trace_needs_no_recursion() -> None:
 
     out, recorded = trace(step, t64([1.0]))
     assert recorded.replay(t64([2.0]))[0].item() == pytest.approx(out.item())
+
+
+def test_a_copy_of_a_traced_value_is_refused() -> None:
+    import copy
+
+    for make in (copy.copy, copy.deepcopy):
+        with pytest.raises(errors.TracedValueError, match=r"a copy .* of a traced value at .*test_trace\.py"):
+            trace(lambda x, make=make: make(x) * 2, t64([1.0, 2.0]))

@@ -157,7 +157,8 @@ def concat(*arrays: Array, axis: int) -> Any:
 # ---------------------------------------------------------------- indexing
 @kernel
 def basic_index(x: Array, key: tuple[Any, ...]) -> Any:
-    return x[key]
+    out = x[key]
+    return out if isinstance(out, np.ndarray) else x[(*key, ...)]  # one element, too, is a view: NumPy gives a scalar
 
 
 @kernel

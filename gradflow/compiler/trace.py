@@ -186,6 +186,6 @@ def trace(function: Callable[..., Any], *arguments: Tensor) -> tuple[Any, Trace]
 def _user_line() -> str:
     """Where in the user's code the present call came from."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "gradflow":
+    while frame is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in ("gradflow", "copy"):
         frame = frame.f_back
     return "" if frame is None else f" at {frame.f_code.co_filename}:{frame.f_lineno}"

@@ -202,7 +202,7 @@ def setitem(x: Tensor, key: Any, value: Operand) -> None:
     new = _fit_value(x, value)
     refuse_write_to_leaf(x, "t[...] = value")
     static, arrays = split(x, key)
-    if isinstance(value, Tensor) and not arrays and _is_that_view(value, x, static):
+    if isinstance(value, Tensor) and value._node is not None and not arrays and _is_that_view(value, x, static):
         return  # the end of `t[key] += value`, which has written already
     if new.shape[:1] == (1,):  # it broadcasts without leading ones, which NumPy takes for some keys only
         lead = next((i for i, n in enumerate(new.shape) if n != 1), new.ndim)

@@ -432,6 +432,8 @@ class Optimizer(ABC):
                 yield name, " is missing"
             elif name != "step" and np.shape(entry[name]) != shape:
                 yield name, f" has shape {np.shape(entry[name])}, not {shape}"
+            elif name != "step" and np.asarray(entry[name]).dtype.kind not in "iuf":
+                yield name, f" has dtype {np.asarray(entry[name]).dtype}"
 
     def __repr__(self) -> str:
         groups = [", ".join(f"{name}={group[name]:g}" for name in self.hyper) for group in self.param_groups]
