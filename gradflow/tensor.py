@@ -200,7 +200,9 @@ class Tensor:
         Args:
             gradient: the cotangent to start from, of this tensor's shape; 1 for a scalar.
             retain_graph: keep what the graph saved, for a second backward(); by default only with create_graph.
-            create_graph: record the sweep too, so that the gradients can be differentiated.
+            create_graph: record the sweep too, so that the gradients can be differentiated. A leaf then holds a
+                gradient whose graph leads back to it, a cycle that only `leaf.grad = None` or the garbage collector
+                ends; `gf.grad` has none.
 
         Raises:
             GraphError: nothing was recorded, the graph was freed, or a saved value was changed in place.
@@ -683,14 +685,22 @@ class _GradMode:
 
     def _resumed(self, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         """The same generator, which runs in the mode while its caller does not."""
-        sent = None
+        resume: Callable[[Any], Any] = generator.send
+        sent: Any = None
         while True:
             with using(grad_mode(self._recording)):
                 try:
-                    item = generator.send(sent)
+                    item = resume(sent)
                 except StopIteration as end:
                     return end.value
-            sent = yield item
+            try:
+                resume, sent = generator.send, (yield item)
+            except GeneratorExit:
+                with using(grad_mode(self._recording)):
+                    generator.close()
+                raise
+            except BaseException as error:
+                resume, sent = generator.throw, error
 
 
 class no_grad(_GradMode):  # noqa: N801

@@ -139,6 +139,17 @@ def _scalar(out: Any, what: str) -> Tensor:
     return out
 
 
+def _refuse_several(what: str, argnums: Any) -> None:
+    if not hasattr(argnums, "__index__"):
+        raise ArgumentError(
+            explain(
+                f"gf.{what} with argnums={argnums!r}.",
+                f"a {what} is taken with respect to one argument, named by its position.",
+                f"gf.{what}(f, 0)",
+            )
+        )
+
+
 def _argnums(f: Function, argnums: int | Sequence[int], given: int) -> tuple[int, ...]:
     numbers = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
     for i in numbers:
@@ -331,6 +342,8 @@ def jacobian(f: Function, argnums: int = 0) -> Function:
             [0., 4.]])
     """
 
+    _refuse_several("jacobian", argnums)
+
     @wraps(f)
     def matrix(*args: Any, **kwargs: Any) -> Any:
         (number,) = _argnums(f, argnums, len(args))
@@ -364,7 +377,23 @@ def hessian(f: Function, argnums: int = 0) -> Function:
     tensor([[4., 2.],
             [2., 0.]])
     """
-    return jacobian(grad(f, argnums), argnums)
+    _refuse_several("hessian", argnums)
+    gradient = grad(f, argnums)
+
+    @wraps(f)
+    def of_one_tensor(*args: Any, **kwargs: Any) -> Any:
+        found = gradient(*args, **kwargs)
+        if not isinstance(found, Tensor):
+            raise DTypeError(
+                explain(
+                    f"the Hessian with respect to a {type(found).__name__}.",
+                    "it is that of a function of one tensor.",
+                    "gf.hessian(lambda x: f((x[:2], x[2:])))(gf.concat([a, b]))",
+                )
+            )
+        return found
+
+    return jacobian(of_one_tensor, argnums)
 
 
 # ---------------------------------------------------------------- derivatives given by hand

@@ -1534,3 +1534,31 @@ def test_misspelt_declarations_of_primitives_are_refused(dtypes: Any, options: d
     with pytest.raises(errors.ArgumentError, match="primitive stub with"):
         primitive(dtypes, **options)(stub)
     assert "stub" not in REGISTRY
+
+
+def test_a_decorated_generator_hears_what_is_thrown_and_is_closed_in_its_mode() -> None:
+    heard: list[Any] = []
+
+    @gf.no_grad()
+    def numbers() -> Generator[Any, Any, str]:
+        try:
+            for i in range(10):
+                try:
+                    heard.append((yield i))
+                except KeyError as error:
+                    heard.append((type(error), gf.is_grad_enabled()))
+            return "end"
+        finally:
+            heard.append(("closed", gf.is_grad_enabled()))
+
+    generator = numbers()
+    assert next(generator) == 0
+    assert generator.send("a") == 1
+    assert generator.throw(KeyError()) == 2
+    assert gf.is_grad_enabled()
+    generator.close()
+    assert heard == ["a", (KeyError, False), ("closed", False)]
+    failing = numbers()
+    next(failing)
+    with pytest.raises(ValueError, match="not heard"):
+        failing.throw(ValueError("not heard"))

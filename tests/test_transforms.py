@@ -909,3 +909,15 @@ def test_what_custom_vjp_refuses() -> None:
         with pytest.raises(errors.ShapeError, match=r"backward of f: a cotangent of shape \(\) for a tensor of shape"):
             f(x, x).sum().backward(create_graph=create_graph)
     assert x.grad is None
+
+
+@pytest.mark.parametrize("transform", [gf.jacobian, gf.hessian])
+@pytest.mark.parametrize("argnums", [(0, 1), 1.5, None])
+def test_matrices_are_taken_with_respect_to_one_argument(transform: Any, argnums: Any) -> None:
+    with pytest.raises(errors.ArgumentError, match=rf"gf\.{transform.__name__} with argnums="):
+        transform(lambda x, y: (x * y).sum(), argnums)
+
+
+def test_a_hessian_is_that_of_a_function_of_one_tensor() -> None:
+    with pytest.raises(errors.DTypeError, match="the Hessian with respect to a tuple"):
+        gf.hessian(lambda p: (p[0] * p[1]).sum())((gf.tensor([1.0]), gf.tensor([2.0])))
