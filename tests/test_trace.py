@@ -182,8 +182,9 @@ def test_drawn_programs_replay(ops: list[tuple[int, int, int]], backward: bool) 
             a, b = values[i % len(values)], values[j % len(values)]
             if kind in (0, 1) and a.is_leaf and a.requires_grad:
                 continue
-            if kind in (0, 1) and backward and not a.requires_grad:
-                a = values[i % len(values)] = a.copy()  # a product may have saved it: that write would be refused
+            if kind in (0, 1) and backward and (not a.requires_grad or hasattr(a, "_base")):
+                # A product may have saved it, or it is a view of a leaf: that write would be refused.
+                a = values[i % len(values)] = a.copy()
             if kind == 0:
                 a += b * 0.5
             elif kind == 1:
