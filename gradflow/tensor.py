@@ -587,8 +587,8 @@ def lift(node: Node, xp: Any) -> list[Edge | None]:
     primitive, edges = node.primitive, node.edges
     lifted: list[Edge | None] = []
     for i, edge in enumerate(edges):
-        if edge is None or edge[1] is tape._freed:
-            lifted.append(edge)
+        if edge is None:
+            lifted.append(None)
             continue
         saved = []
         for name, value in zip(primitive.names_at(i), edge[2], strict=False):  # stops before a backend's residual

@@ -27,9 +27,7 @@ class Pool:
         self.shelves: Shelves = {}
         self.held = 0
         self.limit = limit
-        self._free = sys.maxsize  # so that the probe below finds nothing free
-        probe = self._probe()
-        self._free = probe
+        self._free = _references_of_a_free_array()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         """An array with arbitrary contents that nobody else uses."""
@@ -55,12 +53,13 @@ class Pool:
                 del self.shelves[key]
         self.held = sum(array.nbytes for shelf in self.shelves.values() for array in shelf)
 
-    def _probe(self) -> int:
-        """What getrefcount says of an array that only its shelf and the loop in `take` refer to."""
-        shelf = [np.empty(1)]
-        for array in shelf:
-            return getrefcount(array)
-        raise AssertionError
+
+def _references_of_a_free_array() -> int:
+    """What getrefcount says of an array that only its shelf and the loop in `Pool.take` refer to."""
+    shelf = [np.empty(1)]
+    for array in shelf:
+        return getrefcount(array)
+    raise AssertionError
 
 
 _pool = Pool()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -294,11 +294,8 @@ def _reduced(loss: Tensor, how: str) -> Tensor:
 
 
 def _same_shape(function: str, x: Tensor, target: Tensor) -> None:
-    if x.shape != target.shape:
-        _refuse_shapes(function, x, target)
-
-
-def _refuse_shapes(function: str, x: Tensor, target: Tensor) -> NoReturn:
+    if x._data.shape == target._data.shape:
+        return
     fix = f"target.reshape({x.shape})" if x.size == target.size else "compare model(x).shape with target.shape"
     raise ShapeError(
         explain(
@@ -321,6 +318,18 @@ def _check_weight(function: str, name: str, weight: Operand, shape: tuple[int, .
         )
 
 
+def _binary_operands(
+    function: str, input: Operand, target: Operand, weight: Operand | None, reduction_: str
+) -> tuple[Tensor, Tensor]:
+    """The operands of a binary cross-entropy, and its options, checked."""
+    _check_reduction(function, reduction_)
+    x, t = as_pair(input, target)
+    _same_shape(function, x, t)
+    if weight is not None:
+        _check_weight(function, "weight", weight, x.shape)
+    return x, t
+
+
 def mse_loss(input: Operand, target: Operand, /, *, reduction: str = "mean") -> Tensor:
     """Squared error (x − t)², its mean, its sum, or element by element.
 
@@ -336,8 +345,7 @@ def mse_loss(input: Operand, target: Operand, /, *, reduction: str = "mean") -> 
     tensor(2.5)
     """
     x, t = as_pair(input, target)
-    if x._data.shape != t._data.shape:
-        _refuse_shapes("mse_loss", x, t)
+    _same_shape("mse_loss", x, t)
     if reduction == "mean":
         return mean_squared_error(x, t)
     _check_reduction("mse_loss", reduction)
@@ -368,11 +376,7 @@ def binary_cross_entropy_with_logits(
     >>> gf.binary_cross_entropy_with_logits(gf.tensor([0.0, 1e4]), gf.tensor([1.0, 1.0]))
     tensor(0.34657359)
     """
-    _check_reduction("binary_cross_entropy_with_logits", reduction)
-    x, t = as_pair(input, target)
-    _same_shape("binary_cross_entropy_with_logits", x, t)
-    if weight is not None:
-        _check_weight("binary_cross_entropy_with_logits", "weight", weight, x.shape)
+    x, t = _binary_operands("binary_cross_entropy_with_logits", input, target, weight, reduction)
     if pos_weight is None:
         loss = binary_cross_entropy_terms(x, t)
     else:
@@ -401,11 +405,7 @@ def binary_cross_entropy(
     >>> gf.binary_cross_entropy(gf.tensor([0.5, 1.0]), gf.tensor([1.0, 1.0]))
     tensor(0.34657359)
     """
-    _check_reduction("binary_cross_entropy", reduction)
-    x, t = as_pair(input, target)
-    _same_shape("binary_cross_entropy", x, t)
-    if weight is not None:
-        _check_weight("binary_cross_entropy", "weight", weight, x.shape)
+    x, t = _binary_operands("binary_cross_entropy", input, target, weight, reduction)
     loss = binary_cross_entropy_of_probabilities(x, t)
     return _reduced(loss if weight is None else loss * weight, reduction)
 
