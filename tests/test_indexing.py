@@ -617,3 +617,16 @@ def test_small_index_dtypes_reach_long_axes(dtype: str) -> None:
     assert table.grad is not None
     assert table.grad[3].tolist() == [2.0, 2.0]
     assert table.grad.sum().item() == 6.0
+
+
+def test_an_unrecorded_write_after_a_recorded_one_still_reaches_the_whole() -> None:
+    x, y = gf.tensor([1.0, 2.0], requires_grad=True), gf.zeros(3)
+    v = y[:2]
+    v += x
+    with gf.no_grad():
+        v += 10.0
+    assert v.tolist() == [11.0, 12.0]
+    assert y.tolist() == [11.0, 12.0, 0.0]
+    (y * 2).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [2.0, 2.0]

@@ -260,7 +260,8 @@ def _rebind(x: Tensor, new: Tensor) -> None:
             )
         )
     _rebind(whole, index_update(whole, new, key=key))
-    x._data, x._node, x._base = new._data, new._node, (whole, key, whole._data)
+    view = getitem(whole, key)  # of the new memory: what is written into x later reaches the whole again
+    x._data, x._node, x._base = view._data, view._node, view._base
 
 
 def _is_that_view(value: Tensor, x: Tensor, key: Key) -> bool:
