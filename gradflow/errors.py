@@ -64,3 +64,41 @@ class BackendUnavailableError(GradflowError, ImportError):
 
 class MissingDependencyError(GradflowError, ImportError):
     """An optional package that the called function needs."""
+
+
+class GradcheckError(GradflowError, AssertionError):
+    """A property of derivatives that does not hold; what `gradflow.testing` raises."""
+
+
+class WrongDerivativeError(GradcheckError):
+    """A derivative that finite differences contradict.
+
+    Attributes:
+        argument, index: which input, and the flat index in it; None where no single element is to blame.
+        analytic, numeric, tolerance: the two values, and how far apart they may be.
+        primitive: name of the primitive whose rule is wrong by itself; None if there is none.
+        order, mode: of the derivative.
+        reproduce: a line of Python that shows the failure again.
+    """
+
+    argument: str | None
+    index: int | None
+    analytic: float
+    numeric: float
+    tolerance: float
+    primitive: str | None
+    order: int
+    mode: str
+    reproduce: str
+
+
+class PropertyError(GradcheckError):
+    """A property of derivatives (linearity, symmetry, parity of backends) that does not hold."""
+
+
+class NondeterministicError(GradcheckError):
+    """A function whose value or derivative changes from call to call."""
+
+
+class MutatedInputError(GradcheckError):
+    """A function that writes into its inputs."""
