@@ -1,0 +1,1 @@
+"""Tests of derivatives: strategies for hypothesis, random programs, and backends without kernels."""
