@@ -12,61 +12,13 @@ from hypothesis.extra import numpy as hnp
 
 import gradflow as gf
 from gradflow.errors import ArgumentError, BackendMismatchError, DTypeError, GraphError, IndexRangeError, ShapeError
-from tests.strategies import RULES, Shape, direction, generators, laid_out, shapes
+from gradflow.testing.backends import without_kernels
+from gradflow.testing.strategies import Shape, direction, generators, index_keys, layouts, shapes
+
+RULES = without_kernels("numpy")
 
 
 # ---------------------------------------------------------------- keys as users write them
-@st.composite
-def index_arrays(draw: Any, n: int, common: Shape) -> np.ndarray:
-    """Integers for an axis of length n, of a shape that broadcasts to `common`; rarely one that is out of bounds."""
-    dtype = draw(st.sampled_from([np.int64, np.int64, np.int32, np.uint8]))
-    kept = common[draw(st.integers(0, len(common))) :]
-    shape = tuple(1 if draw(st.integers(0, 3)) == 0 else m for m in kept)
-    low = 0 if dtype is np.uint8 else -n
-    if not n:
-        shape = (0,)
-    stray = draw(st.integers(0, 60)) == 0
-    return draw(hnp.arrays(dtype, shape, elements=st.integers(low, max(n - 1 + stray, low))))
-
-
-@st.composite
-def keys(draw: Any, shape: Shape) -> Any:
-    """A key for NumPy: integers, slices, None, ..., integer arrays, and boolean masks of any number of axes."""
-    ndim = len(shape)
-    before = draw(st.integers(0, ndim))
-    after = draw(st.integers(0, ndim - before))
-    common = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=1, max_side=3))
-    parts: list[Any] = []
-
-    def consume(axes: list[int]) -> None:
-        while axes:
-            kind = draw(st.sampled_from(["slice", "slice", "int", "array", "mask", "none"]))
-            n = shape[axes[0]]
-            if kind == "none":
-                parts.append(None)
-            elif kind == "mask":
-                masked = axes[: draw(st.integers(1, len(axes)))]
-                parts.append(draw(hnp.arrays(np.bool_, tuple(shape[a] for a in masked))))
-                del axes[: len(masked)]
-            else:
-                if kind == "slice":
-                    parts.append(draw(st.slices(n)))
-                elif kind == "int":
-                    stray = draw(st.integers(0, 60)) == 0
-                    parts.append(draw(st.integers(-n - stray, n - 1 + stray)) if n or stray else slice(None))
-                else:
-                    parts.append(draw(index_arrays(n, common)))
-                del axes[0]
-
-    consume(list(range(before)))
-    if before + after < ndim and after or draw(st.booleans()):
-        parts.append(...)
-    consume(list(range(ndim - after, ndim)))
-    if len(parts) == 1 and draw(st.booleans()):
-        return parts[0]
-    return tuple(parts)
-
-
 def part_as_user(data: st.DataObject, part: Any) -> Any:
     """The same part as a NumPy array, a list, a NumPy integer or a Tensor."""
     if isinstance(part, np.ndarray):
@@ -90,8 +42,8 @@ def numbered(shape: Shape) -> np.ndarray:
 @given(data=st.data(), rng=generators)
 def test_getitem_is_numpys(data: st.DataObject, rng: np.random.Generator) -> None:
     shape = data.draw(shapes())
-    key = data.draw(keys(shape))
-    array = data.draw(laid_out(numbered(shape)))
+    key = data.draw(index_keys(shape, invalid=True))
+    array = data.draw(layouts(numbered(shape)))
     x = gf.asarray(array).detach().requires_grad_()
     try:
         expected = array[key]
@@ -115,7 +67,7 @@ def test_getitem_is_numpys(data: st.DataObject, rng: np.random.Generator) -> Non
 @given(data=st.data())
 def test_integer_tensors_are_indexed_too(data: st.DataObject) -> None:
     shape = data.draw(shapes(min_dims=1))
-    key = data.draw(keys(shape))
+    key = data.draw(index_keys(shape, invalid=True))
     dtype = data.draw(st.sampled_from([np.int64, np.uint8, np.bool_, np.float32]))
     array = numbered(shape).astype(dtype)
     try:
@@ -163,7 +115,7 @@ def test_repeated_indices_add_their_gradients() -> None:
 def test_setitem_is_numpys(data: st.DataObject, rng: np.random.Generator) -> None:
     """In place without history, recorded with it; values, gradients of both, and of repeated indices the last."""
     shape = data.draw(shapes())
-    key = data.draw(keys(shape))
+    key = data.draw(index_keys(shape, invalid=True))
     array = numbered(shape)
     try:
         chosen = array[key].shape
@@ -179,7 +131,7 @@ def test_setitem_is_numpys(data: st.DataObject, rng: np.random.Generator) -> Non
 
     plain = gf.tensor(array)
     memory = plain.data
-    plain[as_user(data, key)] = data.draw(laid_out(value))
+    plain[as_user(data, key)] = data.draw(layouts(value))
     np.testing.assert_array_equal(plain.numpy(), expected)
     assert plain.data is memory and (plain.version > 0 or not plain.size)
 
@@ -221,7 +173,7 @@ def test_of_repeated_indices_the_last_wins(data: st.DataObject | None) -> None:
     for i, j in np.ndindex(2, 3):
         expected[index[i, j], columns[j]] = values[i, j]
     if data is not None:
-        index, columns, values = (data.draw(laid_out(a)) for a in (index, columns, values))
+        index, columns, values = (data.draw(layouts(a)) for a in (index, columns, values))
     x, base = gf.zeros((3, 2), dtype=gf.float64), gf.zeros((3, 2), dtype=gf.float64, requires_grad=True)
     x[index, columns] = values
     np.testing.assert_array_equal(x.numpy(), expected)

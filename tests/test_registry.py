@@ -1,7 +1,7 @@
 """Every primitive in the registry, found by enumeration: its derivatives, dtypes, layouts, kernels and update rules.
 
 A new primitive is tested from the moment it is registered. One that the default operands do not fit, and that has no
-entry in `strategies.OPERANDS`, fails here.
+entry in `testing.calls.OPERANDS`, fails here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from gradflow.backend import Backend, resolve
 from gradflow.errors import GraphError
 from gradflow.primitive import REGISTRY, Primitive, defvjp, namespace, primitive
 from gradflow.tensor import OPS, Tensor
-from tests.strategies import RULES, Case, cases, differentiable, direction, generators, has_cases, laid_out
+from gradflow.testing.backends import without_kernels
+from gradflow.testing.calls import Call, calls, differentiable, has_calls
+from gradflow.testing.strategies import direction, generators, layouts
 
+RULES = without_kernels("numpy")
 STEP = 1e-3  # of a central difference; with one Richardson step the error is of the order of STEP⁴
 
 
@@ -34,25 +37,25 @@ backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
 # ---------------------------------------------------------------- helpers
-def tensors(case: Case, backend: str | Backend, wrt: list[int] = []) -> list[Tensor]:  # noqa: B006
+def tensors(case: Call, backend: str | Backend, wrt: list[int] = []) -> list[Tensor]:  # noqa: B006
     made = [gf.asarray(a, backend=backend) for a in case.operands]
     return [t.detach().requires_grad_() if i in wrt else t for i, t in enumerate(made)]
 
 
-def run(prim: Primitive, operands: list[Tensor], case: Case) -> Tensor:
+def run(prim: Primitive, operands: list[Tensor], case: Call) -> Tensor:
     out = prim.function(*operands, **case.settings)
     assert isinstance(out, Tensor)
     return out
 
 
-def value(prim: Primitive, case: Case, backend: str | Backend = "numpy") -> np.ndarray:
+def value(prim: Primitive, case: Call, backend: str | Backend = "numpy") -> np.ndarray:
     with gf.no_grad():
         return run(prim, tensors(case, backend), case).numpy()
 
 
 def gradients(
     prim: Primitive,
-    case: Case,
+    case: Call,
     wrt: list[int],
     cotangent: np.ndarray,
     backend: str | Backend = "numpy",
@@ -80,12 +83,12 @@ def slope(f: Callable[[float], float]) -> float:
     return (4 * fine - coarse) / 3
 
 
-def moved(case: Case, steps: dict[int, np.ndarray], by: float) -> Case:
-    return Case(tuple(a + by * steps[i] if i in steps else a for i, a in enumerate(case.operands)), case.settings)
+def moved(case: Call, steps: dict[int, np.ndarray], by: float) -> Call:
+    return Call(tuple(a + by * steps[i] if i in steps else a for i, a in enumerate(case.operands)), case.settings)
 
 
-def single(case: Case) -> Case:
-    return Case(tuple(a.astype(np.float32) if a.dtype == np.float64 else a for a in case.operands), case.settings)
+def single(case: Call) -> Call:
+    return Call(tuple(a.astype(np.float32) if a.dtype == np.float64 else a for a in case.operands), case.settings)
 
 
 def close(actual: Any, expected: Any, tolerance: float) -> None:
@@ -99,7 +102,7 @@ def test_is_complete(name: str) -> None:
     prim = REGISTRY[name]
     assert [any(prim.rules), prim.nondifferentiable, bool(prim.writes)].count(True) == 1
     assert prim.impl is not None or all(name in resolve(b).kernels for b in BACKENDS)
-    assert has_cases(prim), f"no operands for {name}: enter them in tests/strategies.py"
+    assert has_calls(prim), f"no operands for {name}: enter them in gradflow/testing/calls.py"
     assert prim.doc or not hasattr(gf, name) or getattr(gf, name).__doc__
     for rule in prim.rules:
         assert rule is None or rule.__name__ != "<lambda>", "a traceback says which rule it was"
@@ -113,7 +116,7 @@ def test_a_backend_overrides_only_what_there_is(backend: str) -> None:
 
 
 # ---------------------------------------------------------------- derivatives
-def check_derivatives(prim: Primitive, case: Case, rng: np.random.Generator, backend: str | Backend = "numpy") -> None:
+def check_derivatives(prim: Primitive, case: Call, rng: np.random.Generator, backend: str | Backend = "numpy") -> None:
     """First and second order against finite differences, along random directions."""
     wrt = differentiable(prim, case.operands)
     steps = {i: direction(rng, case.operands[i].shape) for i in wrt}
@@ -158,7 +161,7 @@ def check_derivatives(prim: Primitive, case: Case, rng: np.random.Generator, bac
 @with_rules
 @given(data=st.data(), rng=generators)
 def test_derivatives(name: str, backend: str, data: st.DataObject, rng: np.random.Generator) -> None:
-    check_derivatives(REGISTRY[name], data.draw(cases(REGISTRY[name])), rng, backend)
+    check_derivatives(REGISTRY[name], data.draw(calls(REGISTRY[name])), rng, backend)
 
 
 @with_rules
@@ -166,7 +169,7 @@ def test_derivatives(name: str, backend: str, data: st.DataObject, rng: np.rando
 def test_compositions_and_rules_agree_with_kernels(name: str, data: st.DataObject, rng: np.random.Generator) -> None:
     """Values and gradients by the backend's kernels, and by nothing but compositions and generic rules."""
     prim = REGISTRY[name]
-    case = data.draw(cases(prim))
+    case = data.draw(calls(prim))
     wrt = differentiable(prim, case.operands)
     for at, tolerance in ((case, 1e-10), (single(case), 2e-5)):
         expected = value(prim, at, RULES)
@@ -184,7 +187,7 @@ def test_compositions_and_rules_agree_with_kernels(name: str, data: st.DataObjec
 def test_gradients_share_no_memory(name: str, data: st.DataObject, rng: np.random.Generator) -> None:
     """A gradient may be written to, and neither an operand, nor the seed, nor another gradient changes with it."""
     prim = REGISTRY[name]
-    case = data.draw(cases(prim))
+    case = data.draw(calls(prim))
     wrt = differentiable(prim, case.operands)
     for rules in (False, True):
         operands = tensors(case, "numpy", wrt)
@@ -200,7 +203,7 @@ def test_gradients_share_no_memory(name: str, data: st.DataObject, rng: np.rando
 
 
 # ---------------------------------------------------------------- dtypes
-def dtype_of_result(prim: Primitive, case: Case) -> np.dtype[Any]:
+def dtype_of_result(prim: Primitive, case: Call) -> np.dtype[Any]:
     if "dtype" in case.settings:
         return np.dtype(case.settings["dtype"])
     if prim.dtypes == "compare" or prim.name in ("all", "any", "lasting"):
@@ -216,7 +219,7 @@ def dtype_of_result(prim: Primitive, case: Case) -> np.dtype[Any]:
 @given(data=st.data(), rng=generators)
 def test_single_precision_stays_single(name: str, backend: str, data: st.DataObject, rng: np.random.Generator) -> None:
     prim = REGISTRY[name]
-    case = data.draw(cases(prim))
+    case = data.draw(calls(prim))
     small = single(case)
     for at in (case, small):
         out = run(prim, tensors(at, backend), at)
@@ -242,8 +245,8 @@ def test_single_precision_stays_single(name: str, backend: str, data: st.DataObj
 def test_layouts_and_raw_arrays(name: str, backend: str, data: st.DataObject, rng: np.random.Generator) -> None:
     """Strides, order, offsets and read-only memory change nothing; nor does calling the namespace on raw arrays."""
     prim = REGISTRY[name]
-    case = data.draw(cases(prim))
-    other = Case(tuple(data.draw(laid_out(a)) for a in case.operands), case.settings)
+    case = data.draw(calls(prim))
+    other = Call(tuple(data.draw(layouts(a)) for a in case.operands), case.settings)
     before = [a.copy() for a in other.operands]
     expected = value(prim, case, backend)
     close(value(prim, other, backend), expected, 1e-12)
@@ -256,7 +259,7 @@ def test_layouts_and_raw_arrays(name: str, backend: str, data: st.DataObject, rn
     wrt = differentiable(prim, case.operands)
     if wrt:
         cotangent = direction(rng, expected.shape)
-        moved_about = gradients(prim, other, wrt, data.draw(laid_out(cotangent)), backend)
+        moved_about = gradients(prim, other, wrt, data.draw(layouts(cotangent)), backend)
         for g, straight in zip(moved_about, gradients(prim, case, wrt, cotangent, backend), strict=True):
             close(g, straight, 1e-12)
     for a, b in zip(other.operands, before, strict=True):
@@ -268,7 +271,7 @@ def test_layouts_and_raw_arrays(name: str, backend: str, data: st.DataObject, rn
 def test_results_of_rules_only(name: str, data: st.DataObject) -> None:
     """Primitives without a derivative too are the same with and without a backend's kernel."""
     prim = REGISTRY[name]
-    case = data.draw(cases(prim))
+    case = data.draw(calls(prim))
     for backend in BACKENDS:
         close(value(prim, case, backend), value(prim, case, RULES), 1e-10)
 
@@ -280,7 +283,7 @@ def test_results_of_rules_only(name: str, data: st.DataObject) -> None:
 def test_writes(name: str, backend: str, data: st.DataObject) -> None:
     """What is declared to be written is written where it lies and counted; nothing else changes; kernel equals rule."""
     prim = REGISTRY[name]
-    case = data.draw(cases(prim))
+    case = data.draw(calls(prim))
     for at, tolerance in ((case, 1e-10), (single(case), 1e-5)):
         results = []
         for b in (backend, RULES):
@@ -309,7 +312,7 @@ def test_an_optimizer_of_many_chunks_equals_its_rule() -> None:
     ):
         start = [np.abs(rng.standard_normal(size)).astype(np.float32) for _ in range(1 + slots)]
         operands = (*start, np.ones(len(grads)), np.array(hyper), *grads)
-        case = Case(operands, {"turned": turned, **settings})
+        case = Call(operands, {"turned": turned, **settings})
         results = []
         for b in (*BACKENDS, RULES):
             made = [gf.tensor(a, backend=b) for a in case.operands]
@@ -335,7 +338,7 @@ def test_a_wrong_rule_is_found() -> None:
         # right once, but with a dependence on x that a second derivative does not see
         defvjp(wrong_at_second_order, x=lambda xp, g, out: g * (out.detach() if isinstance(out, Tensor) else out))
         rng = np.random.default_rng(0)
-        case = Case((rng.uniform(size=(2, 3)),), {})
+        case = Call((rng.uniform(size=(2, 3)),), {})
         for prim in (REGISTRY["off_by_a_sign"], REGISTRY["wrong_at_second_order"]):
             with pytest.raises((AssertionError, GraphError)):
                 check_derivatives(prim, case, rng)
@@ -346,7 +349,7 @@ def test_a_wrong_rule_is_found() -> None:
 
 
 # ---------------------------------------------------------------- large arrays: recycled memory, a kernel's other paths
-def _large() -> dict[str, Case]:
+def _large() -> dict[str, Call]:
     rng = np.random.default_rng(0)
     m = [rng.standard_normal((300, 200)) for _ in range(4)]
     labels = rng.integers(0, 200, 300)
@@ -368,7 +371,7 @@ def _large() -> dict[str, Case]:
             ["relu", "tanh", "sigmoid", "softplus", "exp", *settings.keys() - {"softmax_cross_entropy"}], (m[0],)
         ),
     }
-    return {name: Case(arrays, settings.get(name, {})) for name, arrays in operands.items()}
+    return {name: Call(arrays, settings.get(name, {})) for name, arrays in operands.items()}
 
 
 @backends
