@@ -9,9 +9,9 @@ import hypothesis
 import pytest
 
 from gradflow import backend, config
+from gradflow.testing.plugin import register_profiles
 
-hypothesis.settings.register_profile("dev", deadline=None, print_blob=True, max_examples=30)
-hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, max_examples=100, derandomize=True)
+register_profiles()
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 

@@ -598,7 +598,10 @@ def _reproduce(subject: _Subject, order: int, mode: How, options: _Options) -> s
     small = all(_size(leaf) <= _PRINTED for leaf in flatten(given)[0])
     args = ", ".join(_literal(a) for a in given) if small else "*inputs"
     usual = _Options()._asdict()
-    settings = "".join(f", {key}={value!r}" for key, value in options._asdict().items() if value != usual[key])
+    told = {key: value for key, value in options._asdict().items() if value != usual[key]}
+    if isinstance(options.backend, Backend):
+        told["backend"] = options.backend.name
+    settings = "".join(f", {key}={value!r}" for key, value in told.items())
     if order == 1:
         settings += f", mode={mode!r}" if mode != "vjp" else ""
         return f"testing.gradcheck({subject.name}, {args}{settings})"

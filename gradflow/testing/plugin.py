@@ -54,10 +54,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what depends on `gradflow_backend` once for each backend."""
     if "gradflow_backend" in metafunc.fixturenames:
         chosen = chosen_backends(metafunc.config) or [get_backend()]
-        metafunc.parametrize("gradflow_backend", chosen, ids=lambda b: b.name, indirect=True, scope="session")
+        metafunc.parametrize("gradflow_backend", chosen, ids=lambda b: b.name, indirect=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def gradflow_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """The backend of the tensors that a test makes: one run of the test for each that --gradflow-backends names."""
     with use_backend(request.param) as backend:
@@ -70,7 +70,7 @@ def gradcheck(gradflow_backend: Backend) -> Callable[..., Checked]:
     from gradflow.testing.gradcheck import check_grads
 
     def check(f: Callable[..., Any], *inputs: Any, **options: Any) -> Checked:
-        return check_grads(f, inputs, **{"backend": gradflow_backend, **options})
+        return check_grads(f, inputs, **options)
 
     return check
 
