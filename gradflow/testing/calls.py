@@ -6,7 +6,6 @@ entry, made with `operands_of`; whoever adds a primitive enters it there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -297,7 +296,15 @@ def _(draw: DrawFn, rng: Rng) -> Call:
 
 @operands_of("mean", "max", "min", "logsumexp")
 def _(draw: DrawFn, rng: Rng) -> Call:
-    return _reduction(draw, rng, draw(shapes(min_side=1)))
+    """A mean, or an extreme, of nothing is not defined; other axes may be empty."""
+    call = _reduction(draw, rng, draw(shapes()))
+    (x,) = call.operands
+    return Call(tuple(spread(rng, _never_empty(x.shape, call.settings["axis"]))), call.settings)
+
+
+def _never_empty(shape: Shape, axis: Shape, least: int = 1) -> Shape:
+    """The shape, with a length of at least `least` along some axes."""
+    return tuple(max(n, least) if i in axis else n for i, n in enumerate(shape))
 
 
 def _reduction(draw: DrawFn, rng: Rng, shape: Shape) -> Call:
@@ -307,16 +314,18 @@ def _reduction(draw: DrawFn, rng: Rng, shape: Shape) -> Call:
 
 @operands_of("var", "std")
 def _(draw: DrawFn, rng: Rng) -> Call:
-    shape = draw(shapes(min_side=2, min_dims=1))
+    shape = draw(shapes(min_dims=1))
     axis = draw(axes(len(shape), min_size=1, canonical=True))
+    shape = _never_empty(shape, axis, least=2)
     correction = draw(st.sampled_from([0, 0.0, 1, 0.5]))
     return Call(tuple(spread(rng, shape)), {"axis": axis, "correction": correction, "keepdims": draw(st.booleans())})
 
 
 @operands_of("argmax", "argmin")
 def _(draw: DrawFn, rng: Rng) -> Call:
-    shape = draw(shapes(min_side=1))
+    shape = draw(shapes())
     axis = draw(st.one_of(st.none(), st.integers(0, len(shape) - 1))) if shape else None
+    shape = _never_empty(shape, tuple(range(len(shape))) if axis is None else (axis,))
     return Call(tuple(spread(rng, shape)), {"axis": axis, "keepdims": draw(st.booleans())})
 
 
@@ -337,8 +346,9 @@ def _(draw: DrawFn, rng: Rng) -> Call:
 
 @operands_of("softmax", "log_softmax")
 def _(draw: DrawFn, rng: Rng) -> Call:
-    shape = draw(shapes(min_dims=1, min_side=1))
-    return Call(tuple(spread(rng, shape)), {"axis": draw(st.integers(0, len(shape) - 1))})
+    shape = draw(shapes(min_dims=1))
+    axis = draw(st.integers(0, len(shape) - 1))
+    return Call(tuple(spread(rng, _never_empty(shape, (axis,)))), {"axis": axis})
 
 
 @operands_of("softmax_cross_entropy")
@@ -367,11 +377,15 @@ def _(draw: DrawFn, rng: Rng) -> Call:
     return Call(tuple(spread(rng, *draw(broadcastable_shapes(2)), low=0.05, high=0.95, positive=True)), {})
 
 
-@operands_of("assign", "mean_squared_error")
+@operands_of("assign")
 def _(draw: DrawFn, rng: Rng) -> Call:
     shape = draw(shapes())
-    if not math.prod(shape):
-        shape = ()  # the mean of nothing is NaN
+    return Call(tuple(spread(rng, shape, shape)), {})
+
+
+@operands_of("mean_squared_error")
+def _(draw: DrawFn, rng: Rng) -> Call:
+    shape = draw(shapes(min_side=1))  # the mean of nothing is NaN
     return Call(tuple(spread(rng, shape, shape)), {})
 
 
