@@ -315,7 +315,7 @@ def _reduction(draw: DrawFn, rng: Rng, shape: Shape) -> Call:
 @operands_of("var", "std")
 def _(draw: DrawFn, rng: Rng) -> Call:
     shape = draw(shapes(min_dims=1))
-    axis = draw(axes(len(shape), min_size=1, canonical=True))
+    axis: Any = draw(axes(len(shape), min_size=1, canonical=True))
     shape = _never_empty(shape, axis, least=2)
     correction = draw(st.sampled_from([0, 0.0, 1, 0.5]))
     return Call(tuple(spread(rng, shape)), {"axis": axis, "correction": correction, "keepdims": draw(st.booleans())})
@@ -347,7 +347,7 @@ def _(draw: DrawFn, rng: Rng) -> Call:
 @operands_of("softmax", "log_softmax")
 def _(draw: DrawFn, rng: Rng) -> Call:
     shape = draw(shapes(min_dims=1))
-    axis = draw(st.integers(0, len(shape) - 1))
+    axis: int = draw(st.integers(0, len(shape) - 1))
     return Call(tuple(spread(rng, _never_empty(shape, (axis,)))), {"axis": axis})
 
 
