@@ -1,7 +1,7 @@
 """Every primitive in the registry, found by enumeration: its derivatives, dtypes, layouts, kernels and update rules.
 
 A new primitive is tested from the moment it is registered. One that the default operands do not fit, and that has no
-entry in `testing.calls.OPERANDS`, fails here.
+entry in `testing.operands.OPERANDS`, fails here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradflow.compiler import trace
 from gradflow.primitive import REGISTRY, Primitive, namespace
 from gradflow.tensor import Tensor
 from gradflow.testing.backends import without_kernels
-from gradflow.testing.calls import Call, calls, differentiable, has_calls
+from gradflow.testing.operands import Call, calls, differentiable, has_calls
 from gradflow.testing.strategies import direction, generators, layouts
 
 RULES = without_kernels("numpy")

@@ -20,7 +20,7 @@ from gradflow.errors import (
     explain,
 )
 from gradflow.testing.backends import without_kernels
-from gradflow.testing.gradcheck import Checked, KinkWarning, Rejection, check_grads, gradcheck, gradgradcheck
+from gradflow.testing.derivatives import Checked, KinkWarning, Rejection, check_grads, gradcheck, gradgradcheck
 from gradflow.testing.properties import (
     backend_parity,
     check_adjoint,
@@ -33,7 +33,9 @@ from gradflow.testing.properties import (
 )
 
 if TYPE_CHECKING:
-    from gradflow.testing.calls import Call, calls, operands_of
+    from gradflow.testing.layers import batches, constructs, constructs_loss, losses, modules
+    from gradflow.testing.operands import Call, calls, operands_of
+    from gradflow.testing.program import Program, programs
     from gradflow.testing.strategies import (
         arrays,
         axes,
@@ -46,16 +48,16 @@ if TYPE_CHECKING:
         stretchable_shapes,
     )
 
-_STRATEGIES = {  # they need Hypothesis, which is imported when one of them is first used
-    **dict.fromkeys(("Call", "calls", "operands_of"), "gradflow.testing.calls"),
-    **dict.fromkeys(
-        (
-            "arrays", "axes", "broadcastable_shapes", "dtypes", "index_keys", "layouts", "nasty_values", "shapes",
-            "stretchable_shapes",
-        ),
-        "gradflow.testing.strategies",
+_NEED_HYPOTHESIS = {  # module -> what it offers; imported when one of them is first used
+    "layers": ("batches", "constructs", "constructs_loss", "losses", "modules"),
+    "operands": ("Call", "calls", "operands_of"),
+    "program": ("Program", "programs"),
+    "strategies": (
+        "arrays", "axes", "broadcastable_shapes", "dtypes", "index_keys", "layouts", "nasty_values", "shapes",
+        "stretchable_shapes",
     ),
 }  # fmt: skip
+_STRATEGIES = {name: f"gradflow.testing.{module}" for module, names in _NEED_HYPOTHESIS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
@@ -78,9 +80,10 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "Call", "Checked", "GradcheckError", "KinkWarning", "MutatedInputError", "NondeterministicError", "PropertyError",
-    "Rejection", "WrongDerivativeError", "arrays", "axes", "backend_parity", "broadcastable_shapes", "calls",
-    "check_adjoint", "check_batching", "check_broadcasting", "check_chain_rule", "check_grads",
-    "check_hessian_symmetry", "check_linearity", "check_replay", "dtypes", "gradcheck", "gradgradcheck", "index_keys",
-    "layouts", "nasty_values", "operands_of", "shapes", "stretchable_shapes", "without_kernels",
+    "Call", "Checked", "GradcheckError", "KinkWarning", "MutatedInputError", "NondeterministicError", "Program",
+    "PropertyError", "Rejection", "WrongDerivativeError", "arrays", "axes", "backend_parity", "batches",
+    "broadcastable_shapes", "calls", "check_adjoint", "check_batching", "check_broadcasting", "check_chain_rule",
+    "check_grads", "check_hessian_symmetry", "check_linearity", "check_replay", "constructs", "constructs_loss",
+    "dtypes", "gradcheck", "gradgradcheck", "index_keys", "layouts", "losses", "modules", "nasty_values",
+    "operands_of", "programs", "shapes", "stretchable_shapes", "without_kernels",
 ]  # fmt: skip

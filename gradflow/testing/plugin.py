@@ -14,7 +14,7 @@ import pytest
 from gradflow.backend import Backend, get_backend, resolve, use_backend
 
 if TYPE_CHECKING:
-    from gradflow.testing.gradcheck import Checked
+    from gradflow.testing.derivatives import Checked
 
 OPTION = "--gradflow-backends"
 
@@ -67,7 +67,7 @@ def gradflow_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 @pytest.fixture
 def gradcheck(gradflow_backend: Backend) -> Callable[..., Checked]:
     """`gradflow.testing.check_grads` as `gradcheck(f, *inputs, order=1, **options)`, on each chosen backend."""
-    from gradflow.testing.gradcheck import check_grads
+    from gradflow.testing.derivatives import check_grads
 
     def check(f: Callable[..., Any], *inputs: Any, **options: Any) -> Checked:
         return check_grads(f, inputs, **options)

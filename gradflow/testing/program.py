@@ -23,7 +23,7 @@ class Program:
         inputs: float64 arrays at which it is finite and smooth.
         steps: in order of execution.
 
-    >>> from gradflow.testing.programs import Program, Step
+    >>> from gradflow.testing.program import Program, Step
     >>> program = Program((np.array([1.0, 2.0]),), (Step("square", (0,)), Step("sum", (1,))))
     >>> program(np, *program.inputs), program(gf, *program.inputs)
     (np.float64(5.0), tensor(5., dtype=float64))
@@ -94,7 +94,7 @@ def programs(
         instructions: of `gradflow.testing.instructions.INSTRUCTIONS`, the names to use; None for all.
 
     >>> from hypothesis import given
-    >>> from gradflow.testing.programs import programs
+    >>> from gradflow.testing.program import programs
     >>> @given(programs(scalar=True))
     ... def test(program):
     ...     value, *_ = gf.value_and_grad(lambda *x: program(gf, *x))(*map(gf.tensor, program.inputs))

@@ -47,7 +47,7 @@ OPERANDS: dict[str, Maker] = {}
 def operands_of(*names: str) -> Callable[[Maker], Maker]:
     """Enter a function of (draw, generator) as the way to draw calls of these primitives.
 
-    >>> from gradflow.testing.calls import OPERANDS, Call, operands_of
+    >>> from gradflow.testing.operands import OPERANDS, Call, operands_of
     >>> from gradflow.testing.strategies import spread
     >>> @operands_of("arccosh")
     ... def above_one(draw, rng):
@@ -66,7 +66,7 @@ def operands_of(*names: str) -> Callable[[Maker], Maker]:
 def has_calls(primitive: Primitive | str) -> bool:
     """Whether it is known how to call a primitive: by an entry, or by the default.
 
-    >>> from gradflow.testing.calls import has_calls
+    >>> from gradflow.testing.operands import has_calls
     >>> has_calls("tanh"), has_calls("matmul")
     (True, True)
     """
@@ -87,7 +87,7 @@ def calls(draw: DrawFn, primitive: Primitive | str) -> Call:
         ArgumentError: nobody has entered how to call it.
 
     >>> from hypothesis import given
-    >>> from gradflow.testing.calls import calls
+    >>> from gradflow.testing.operands import calls
     >>> @given(calls("log"))
     ... def test(call):
     ...     (x,) = call.operands
@@ -117,7 +117,7 @@ def calls(draw: DrawFn, primitive: Primitive | str) -> Call:
 def differentiable(primitive: Primitive | str, operands: Sequence[Any]) -> list[int]:
     """Positions of the array arguments with respect to which a primitive has a derivative.
 
-    >>> from gradflow.testing.calls import differentiable
+    >>> from gradflow.testing.operands import differentiable
     >>> differentiable("where", (np.array(True), np.array(1.0), np.array(2.0)))
     [1, 2]
     """
