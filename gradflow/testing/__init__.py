@@ -20,7 +20,8 @@ from gradflow.errors import (
     explain,
 )
 from gradflow.testing.backends import without_kernels
-from gradflow.testing.derivatives import Checked, KinkWarning, Rejection, check_grads, gradcheck, gradgradcheck
+from gradflow.testing.comparison import Rejection
+from gradflow.testing.derivatives import Checked, KinkWarning, check_grads, gradcheck, gradgradcheck
 from gradflow.testing.properties import (
     backend_parity,
     check_adjoint,

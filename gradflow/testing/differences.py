@@ -59,22 +59,25 @@ def _tableau(phi: Callable[[float], Array], resolution: Array) -> Slope:
     value = np.full(at_zero.shape, np.nan)
     error = np.full(at_zero.shape, np.inf)
     jump = np.zeros(at_zero.shape)
-    above_row: list[Array] = []
-    bend_before: Array | None = None
+    central: list[Array] = []
+    bends: list[Array] = []
     for h in STEPS:
         above, below = phi(h) - at_zero, phi(-h) - at_zero
-        row = [(above - below) / (2 * h)]
-        bend = (above + below) / h
-        for j, coarse in enumerate(above_row):
-            row.append(row[-1] + (row[-1] - coarse) / (RATIO ** (2 * (j + 1)) - 1))
-        if bend_before is not None:
-            kink = (RATIO * bend - bend_before) / (RATIO - 1)
-            for j in range(1, len(row)):
-                apart = np.maximum(abs(row[j] - row[j - 1]), abs(row[j] - above_row[j - 1])) + resolution / h
-                better = apart < error  # False for NaN
-                value, error = np.where(better, row[j], value), np.where(better, apart, error)
-                jump = np.where(better, kink, jump)
+        before, central = central, _extrapolated((above - below) / (2 * h), central, first=2)
+        bends = _extrapolated((above + below) / h, bends, first=1)
+        for j in range(1, len(central)):
+            apart = np.maximum(abs(central[j] - central[j - 1]), abs(central[j] - before[j - 1])) + resolution / h
+            better = apart < error  # False for NaN
+            value, error = np.where(better, central[j], value), np.where(better, apart, error)
+            jump = np.where(better, bends[j], jump)
         if (error <= _GOOD * abs(value)).all():
             break
-        above_row, bend_before = row, bend
     return Slope(value, error, jump)
+
+
+def _extrapolated(entry: Array, row_above: list[Array], first: int) -> list[Array]:
+    """The next row of Richardson's tableau, for errors of the orders h^first, h^(first + 2), …"""
+    row = [entry]
+    for j, coarse in enumerate(row_above):
+        row.append(row[-1] + (row[-1] - coarse) / (RATIO ** (first + 2 * j) - 1))
+    return row

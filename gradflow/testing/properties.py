@@ -14,10 +14,8 @@ from gradflow.ops.creation import make_tensor
 from gradflow.ops.shaping import broadcast_to, stack
 from gradflow.tensor import Tensor
 from gradflow.testing.backends import without_kernels
-from gradflow.testing.derivatives import Function, name_of, to_host
+from gradflow.testing.subject import Array, Function, name_of, to_host
 from gradflow.transforms import flatten, hvp, jvp, vjp
-
-Array = np.ndarray[Any, Any]
 
 
 # ---------------------------------------------------------------- helpers
