@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -614,3 +615,32 @@ def test_checks_leave_no_warning_and_no_setting_behind() -> None:
     before = np.geterr()
     testing.gradcheck(gf.exp, X)
     assert np.geterr() == before and gf.is_grad_enabled()
+
+
+def test_every_name_is_there_and_says_what_it_is() -> None:
+    assert set(testing.__all__) <= set(dir(testing))
+    for name in testing.__all__:
+        found = getattr(testing, name)
+        assert not isinstance(found, types.ModuleType), f"testing.{name} is a module"
+        assert found.__doc__
+    with pytest.raises(AttributeError, match="no attribute 'gradchek'"):
+        _ = testing.gradchek
+
+
+def test_without_hypothesis_the_strategies_say_so() -> None:
+    code = """
+import sys
+import types
+sys.modules["hypothesis"] = None
+import numpy as np, gradflow as gf
+from gradflow import testing
+testing.gradcheck(gf.exp, np.ones(2))
+try:
+    testing.programs
+except gf.errors.MissingDependencyError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "testing.programs needs hypothesis.\n  why: it draws the examples.\n  fix: pip install hypothesis\n"
+    )
