@@ -427,7 +427,58 @@ def isfinite(x: Operand, /) -> Tensor:
     ...
 
 
-# ---------------------------------------------------------------- logic on booleans and the bits of integers
+@primitive("compare", nondifferentiable=True)
+def isinf(x: Operand, /) -> Tensor:
+    """Whether x is ∞ or −∞.
+
+    >>> gf.isinf(gf.tensor([1.0, float("-inf")]))
+    tensor([False,  True])
+    """
+    ...
+
+
+# ---------------------------------------------------------------- logic; a number is true where it is not 0
+@primitive("any", nondifferentiable=True, hint=_BROADCAST)
+def logical_and(x: Operand, y: Operand, /) -> Tensor:
+    """Whether x and y are both true.
+
+    >>> gf.logical_and(gf.tensor([True, True]), gf.tensor([True, False]))
+    tensor([ True, False])
+    """
+    ...
+
+
+@primitive("any", nondifferentiable=True, hint=_BROADCAST)
+def logical_or(x: Operand, y: Operand, /) -> Tensor:
+    """Whether x or y is true, or both.
+
+    >>> gf.logical_or(gf.tensor([True, False]), gf.tensor([False, False]))
+    tensor([ True, False])
+    """
+    ...
+
+
+@primitive("any", nondifferentiable=True, hint=_BROADCAST)
+def logical_xor(x: Operand, y: Operand, /) -> Tensor:
+    """Whether x or y is true, but not both.
+
+    >>> gf.logical_xor(gf.tensor([True, True]), gf.tensor([True, False]))
+    tensor([False,  True])
+    """
+    ...
+
+
+@primitive("any", nondifferentiable=True)
+def logical_not(x: Operand, /) -> Tensor:
+    """Whether x is not true.
+
+    >>> gf.logical_not(gf.tensor([True, False]))
+    tensor([False,  True])
+    """
+    ...
+
+
+# ---------------------------------------------------------------- bits of integers; on booleans, logic
 @primitive("bits", nondifferentiable=True, hint=_BROADCAST)
 def bitwise_and(x: Operand, y: Operand, /) -> Tensor:
     """Bitwise x & y; on booleans the logical and.
@@ -464,5 +515,25 @@ def bitwise_invert(x: Operand, /) -> Tensor:
 
     >>> ~gf.tensor([True, False])
     tensor([False,  True])
+    """
+    ...
+
+
+@primitive("bits", nondifferentiable=True, hint=_BROADCAST)
+def bitwise_left_shift(x: Operand, y: Operand, /) -> Tensor:
+    """The bits of an integer x moved y places up, x · 2ʸ; those that leave its width are lost.
+
+    >>> gf.tensor([1, 3]) << 2
+    tensor([ 4, 12])
+    """
+    ...
+
+
+@primitive("bits", nondifferentiable=True, hint=_BROADCAST)
+def bitwise_right_shift(x: Operand, y: Operand, /) -> Tensor:
+    """The bits of an integer x moved y places down, ⌊x / 2ʸ⌋.
+
+    >>> gf.tensor([12, -1]) >> 2
+    tensor([ 3, -1])
     """
     ...
