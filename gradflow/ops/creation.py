@@ -391,11 +391,17 @@ def arange(
 ) -> Tensor:
     """Evenly spaced values in [start, stop); with one argument, in [0, start).
 
+    Raises:
+        ArgumentError: step 0.
+        DTypeError: dtype=gf.bool.
+
     >>> gf.arange(3)
     tensor([0, 1, 2])
     """
     if step == 0:
         raise ArgumentError(explain("arange with step 0.", "it would never arrive.", "gf.arange(0, 10, 1)"))
+    if dtype is not None and check_dtype(dtype).kind == "b":
+        raise DTypeError(explain("arange of booleans.", "two truth values make no range.", "gf.arange(10) % 2 == 0"))
     first, last = (0, start) if stop is None else (start, stop)
     if dtype is None and any(isinstance(v, float) for v in (first, last, step)):
         dtype = get_default_dtype()
