@@ -26,7 +26,6 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "divide": np.divide,
     "floor_divide": np.floor_divide,
     "remainder": np.remainder,
-    "power": np.power,
     "square": np.square,
     "negative": np.negative,
     "positive": np.positive,
@@ -68,6 +67,14 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Enter a function under its own name, without the underscore that keeps it off a builtin's."""
     KERNELS[function.__name__.rstrip("_")] = function
     return function
+
+
+@kernel
+def power(x: Array, y: Array) -> Any:
+    """NumPy may take an exponent ½ as a root, of which −∞ has none and −0 has −0; as powers they are ∞ and 0."""
+    if y.dtype.kind == "f" and (y.item() == 0.5 if y.size == 1 else (y == 0.5).any()):
+        x = np.where((y == 0.5) & ((x == 0) | (x == -math.inf)), np.abs(x), x)
+    return np.power(x, y)
 
 
 @kernel
