@@ -13,6 +13,7 @@ from gradflow.ops import *  # noqa: F403
 from gradflow.ops.creation import DTYPES as _DTYPES
 from gradflow.ops.info import __array_namespace_info__
 from gradflow.primitive import defimpl, defvjp, primitive
+from gradflow.tensor import API_VERSIONS as _API_VERSIONS
 from gradflow.tensor import Parameter, Tensor, enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from gradflow.transforms import custom_vjp, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
@@ -28,7 +29,7 @@ uint8, uint16, uint32, uint64 = (_DTYPES[f"uint{bits}"] for bits in (8, 16, 32, 
 float32, float64 = _DTYPES["float32"], _DTYPES["float64"]
 
 newaxis = None  # t[newaxis]: an axis of length 1
-__array_api_version__ = "2024.12"
+__array_api_version__ = _API_VERSIONS[-1]
 
 __all__ = [
     "Parameter", "Tensor", "__array_api_version__", "__array_namespace_info__", "__version__", "backends", "bool",

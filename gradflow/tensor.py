@@ -28,7 +28,7 @@ R = TypeVar("R")
 Shape = tuple[int, ...]
 Operand = Union["Tensor", np.ndarray, np.generic, bool, int, float]
 
-_API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12")  # of the array API standard
+API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12")  # of the array API standard; the last one is followed
 _accumulating = RLock()
 OPS: Any = SimpleNamespace()  # primitive name -> function of Tensors; filled as primitives are registered
 
@@ -312,17 +312,15 @@ class Tensor:
     def __array_namespace__(self, *, api_version: str | None = None) -> Any:
         import sys
 
-        gradflow = sys.modules["gradflow"]  # above this module: not to be imported from here
-        newest = gradflow.__array_api_version__
-        if api_version is not None and api_version not in _API_VERSIONS:
+        if api_version is not None and api_version not in API_VERSIONS:
             raise ArgumentError(
                 explain(
                     f"version {api_version!r} of the array API standard was asked for.",
-                    f"gradflow follows {newest}, and the versions before it.",
-                    f"t.__array_namespace__(api_version={newest!r})",
+                    f"gradflow follows {API_VERSIONS[-1]}, and the versions before it.",
+                    f"t.__array_namespace__(api_version={API_VERSIONS[-1]!r})",
                 )
             )
-        return gradflow
+        return sys.modules["gradflow"]  # above this module: not to be imported from here
 
     def __bool__(self) -> bool:
         self._read("bool(t)")
@@ -797,6 +795,6 @@ def is_grad_enabled() -> bool:
 
 
 __all__ = [
-    "OPS", "Operand", "Parameter", "Shape", "Tensor", "check_gradient", "enable_grad", "is_grad_enabled", "lift",
-    "mismatch", "no_grad", "own", "own_tensors", "set_grad_enabled", "sweep_arrays", "sweep_tensors", "wrap",
+    "API_VERSIONS", "OPS", "Operand", "Parameter", "Shape", "Tensor", "check_gradient", "enable_grad",
+    "is_grad_enabled", "lift", "mismatch", "no_grad", "own", "own_tensors", "set_grad_enabled", "sweep_arrays", "sweep_tensors", "wrap",
 ]  # fmt: skip

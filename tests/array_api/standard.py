@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,13 @@ both = pytest.mark.parametrize("backend", BACKENDS, ids=["kernels", "composition
 floats = pytest.mark.parametrize("dtype", FLOATS)
 
 Array = type(oracle.asarray(0))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def standards_version() -> Iterator[None]:
+    """The oracle speaks the version that gradflow follows, in the modules that import this fixture alone."""
+    with oracle.ArrayAPIStrictFlags(api_version=gf.__array_api_version__):
+        yield
 
 
 # ---------------------------------------------------------------- what the standard has

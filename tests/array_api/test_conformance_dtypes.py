@@ -45,6 +45,7 @@ from tests.array_api.standard import (
     required,
     sample,
     standard_dtype,
+    standards_version,  # noqa: F401
     theirs,
 )
 

@@ -21,6 +21,7 @@ from tests.array_api.standard import (
     here,
     oracle,
     required,
+    standards_version,  # noqa: F401
 )
 
 # Functions of the standard that gradflow does not have yet. Adding one takes its name off this list.

@@ -25,6 +25,7 @@ from tests.array_api.standard import (
     oracle,
     ours,
     same,
+    standards_version,  # noqa: F401
     theirs,
 )
 
@@ -85,3 +86,28 @@ def same_answer(found: Any, expected: Any) -> None:
         assert found.dtype.name == dtype_name(expected.dtype)
     else:
         assert found.name == dtype_name(expected)
+
+
+def test_a_wrong_result_is_noticed() -> None:
+    """The comparison itself: dtype, shape, structure, NaN, the sign of a zero, an infinity, and one rounding too many."""
+    right = oracle.asarray([1.0, 0.0, float("nan"), float("inf")])
+    same(gf.tensor(right._array), right)
+    values = right._array
+    for wrong in (
+        values.astype("float32"),
+        values[:3],
+        values[None],
+        [1.0, -0.0, np.nan, np.inf],
+        [1.0, 0.0, 0.0, np.inf],
+        [1.0, 0.0, np.nan, -np.inf],
+        [1.0 + 1e-14, 0.0, np.nan, np.inf],
+        [1.0, 1e-300, np.nan, np.inf],
+    ):
+        with pytest.raises(AssertionError):
+            same(gf.tensor(np.asarray(wrong) if isinstance(wrong, list) else wrong), right)
+    with pytest.raises(AssertionError):
+        same(values, right)
+    with pytest.raises((AssertionError, ValueError)):
+        same((gf.tensor(values),), (right, right))
+    with pytest.raises(AssertionError):
+        same(1, True)

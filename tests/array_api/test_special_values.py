@@ -31,6 +31,7 @@ from tests.array_api.standard import (
     ours,
     required,
     same,
+    standards_version,  # noqa: F401
     theirs,
 )
 
