@@ -796,5 +796,6 @@ def is_grad_enabled() -> bool:
 
 __all__ = [
     "API_VERSIONS", "OPS", "Operand", "Parameter", "Shape", "Tensor", "check_gradient", "enable_grad",
-    "is_grad_enabled", "lift", "mismatch", "no_grad", "own", "own_tensors", "set_grad_enabled", "sweep_arrays", "sweep_tensors", "wrap",
+    "is_grad_enabled", "lift", "mismatch", "no_grad", "own", "own_tensors", "set_grad_enabled", "sweep_arrays",
+    "sweep_tensors", "wrap",
 ]  # fmt: skip

@@ -89,7 +89,7 @@ def same_answer(found: Any, expected: Any) -> None:
 
 
 def test_a_wrong_result_is_noticed() -> None:
-    """The comparison itself: dtype, shape, structure, NaN, the sign of a zero, an infinity, and one rounding too many."""
+    """The comparison itself: dtype, shape, structure, NaN, signs of zeros and infinities, roundings."""
     right = oracle.asarray([1.0, 0.0, float("nan"), float("inf")])
     same(gf.tensor(right._array), right)
     values = right._array
