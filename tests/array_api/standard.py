@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import gradflow as gf
 from gradflow.backend import Backend
@@ -28,6 +29,7 @@ both = pytest.mark.parametrize("backend", BACKENDS, ids=["kernels", "composition
 floats = pytest.mark.parametrize("dtype", FLOATS)
 
 Array = type(oracle.asarray(0))
+some = settings(max_examples=min(40, settings.default.max_examples))  # of each of a hundred functions, in CI too
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -30,6 +30,7 @@ from tests.array_api.standard import (
     refuses,
     required,
     same,
+    some,
     standards_version,  # noqa: F401
     theirs,
 )
@@ -105,6 +106,7 @@ def test_iteration_and_length() -> None:
 @both
 @pytest.mark.parametrize("name", [*OPERATORS, "__matmul__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"])
 @given(data=st.data())
+@some
 def test_operators_give_what_the_standard_says(name: str, backend: str | Backend, data: st.DataObject) -> None:
     call = data.draw(calls(FUNCTION_OF[name.strip("_")]))
     apply = getattr(operator, name)
@@ -113,6 +115,7 @@ def test_operators_give_what_the_standard_says(name: str, backend: str | Backend
 
 @pytest.mark.parametrize("name", [*OPERATORS, "__matmul__"])
 @given(data=st.data())
+@some
 def test_operators_in_place_give_what_the_standard_says(name: str, data: st.DataObject) -> None:
     x, y = data.draw(calls(FUNCTION_OF[name.strip("_")])).args
     expected = theirs(getattr(operator, name), x, y)

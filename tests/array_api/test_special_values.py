@@ -369,7 +369,7 @@ def test_special_values_of_losses(dtype: str, backend: str | Backend) -> None:
         np.testing.assert_allclose(one.numpy(), loss, rtol=8 * eps, atol=8 * eps)
 
     a, b = grid(dtype, 2)
-    sane = np.isfinite(a) & (np.abs(a) < 1e5) & (np.isnan(b) | (b >= 0) & (b <= 1))  # NaN as a target: NaN comes out
+    sane = np.isfinite(a) & (np.isnan(b) | (b >= 0) & (b <= 1))  # NaN as a target: NaN comes out
     a, b = a[sane], b[sane]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(*map(torch.from_numpy, (a, b)), reduction="none")
     found = gf.binary_cross_entropy_with_logits(
