@@ -71,10 +71,21 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @kernel
 def power(x: Array, y: Array) -> Any:
-    """NumPy may take an exponent ½ as a root, of which −∞ has none and −0 has −0; as powers they are ∞ and 0."""
-    if y.dtype.kind == "f" and (y.item() == 0.5 if y.size == 1 else (y == 0.5).any()):
-        x = np.where((y == 0.5) & ((x == 0) | (x == -math.inf)), np.abs(x), x)
+    """NumPy takes an exponent ½ along which it does not step as a root: of −∞ that is NaN and of −0 it is −0."""
+    if y.size == 1:
+        if y.item() == 0.5:
+            x = _with_roots(x)
+    elif y.dtype.kind == "f" and (y.shape != x.shape or 0 in y.strides):
+        x = np.where(y == 0.5, _with_roots(x), x)
     return np.power(x, y)
+
+
+def _with_roots(x: Array) -> Any:
+    """x with ∞ for −∞ and 0 for −0, whose roots are their powers of ½."""
+    x = x + 0
+    if x.size and np.fmin.reduce(x, axis=None) == -math.inf:
+        x = np.where(x == -math.inf, math.inf, x)
+    return x
 
 
 @kernel

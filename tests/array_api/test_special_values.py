@@ -82,6 +82,33 @@ def test_special_values_as_python_numbers(name: str, dtype: str, backend: str | 
             same(ours(here(name), scalar, x, backend=backend), theirs(FUNCTIONS[name], y, x), signs=signs)
 
 
+@floats
+def test_a_power_does_not_depend_on_how_the_exponent_lies(dtype: str) -> None:
+    """NumPy takes x to the power ½ as √x where the exponent is one number, which differs at −∞ and −0."""
+    x = specials(dtype)
+    expected = theirs(oracle.pow, x, np.full_like(x, 0.5))
+    rows = np.stack([x, x], axis=1)
+    half = np.array(0.5, dtype)
+    for exponent in (
+        0.5,
+        np.float64(0.5),
+        gf.tensor(half),
+        gf.tensor(half[None]),
+        gf.tensor(np.broadcast_to(half, x.shape)),
+    ):
+        same(ours(gf.pow, x, exponent), expected)
+    for base in (rows, np.asfortranarray(rows)):
+        for exponent in (
+            np.array([0.5, 2], dtype),
+            np.full((len(x), 1), 0.5, dtype),
+            np.full(rows.T.shape, 0.5, dtype).T,
+        ):
+            found = ours(gf.pow, base, exponent)
+            same(found[:, 0], expected)
+    for value, right in ((-INF, INF), (-0.0, 0.0)):
+        same(ours(gf.pow, np.array(value, dtype), 0.5), theirs(oracle.asarray, np.array(right, dtype)))
+
+
 @both
 @floats
 def test_special_values_clipped(dtype: str, backend: str | Backend) -> None:
