@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import e, inf, nan, pi
 from typing import TYPE_CHECKING, Any
 
 from gradflow import ops
@@ -10,7 +11,9 @@ from gradflow.backend import backends, get_backend, set_backend, use_backend
 from gradflow.config import get_default_dtype, set_default_dtype
 from gradflow.ops import *  # noqa: F403
 from gradflow.ops.creation import DTYPES as _DTYPES
+from gradflow.ops.info import __array_namespace_info__
 from gradflow.primitive import defimpl, defvjp, primitive
+from gradflow.tensor import API_VERSIONS as _API_VERSIONS
 from gradflow.tensor import Parameter, Tensor, enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from gradflow.transforms import custom_vjp, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 
@@ -25,12 +28,16 @@ int8, int16, int32, int64 = (_DTYPES[f"int{bits}"] for bits in (8, 16, 32, 64))
 uint8, uint16, uint32, uint64 = (_DTYPES[f"uint{bits}"] for bits in (8, 16, 32, 64))
 float32, float64 = _DTYPES["float32"], _DTYPES["float64"]
 
+newaxis = None  # t[newaxis]: an axis of length 1
+__array_api_version__ = _API_VERSIONS[-1]
+
 __all__ = [
-    "Parameter", "Tensor", "__version__", "backends", "bool", "compiler", "custom_vjp", "data", "datasets", "defimpl",
-    "defvjp", "enable_grad", "float32", "float64", "functional_call", "get_backend", "get_default_dtype", "grad",
-    "hessian", "hvp", "int8", "int16", "int32", "int64", "is_grad_enabled", "jacobian", "jvp", "load", "nn", "no_grad",
-    "ops", "optim", "primitive", "save", "set_backend", "set_default_dtype", "set_grad_enabled", "training",
-    "transforms", "uint8", "uint16", "uint32", "uint64", "use_backend", "value_and_grad", "vjp",
+    "Parameter", "Tensor", "__array_api_version__", "__array_namespace_info__", "__version__", "backends", "bool",
+    "compiler", "custom_vjp", "data", "datasets", "defimpl", "defvjp", "e", "enable_grad", "float32", "float64",
+    "functional_call", "get_backend", "get_default_dtype", "grad", "hessian", "hvp", "inf", "int8", "int16", "int32",
+    "int64", "is_grad_enabled", "jacobian", "jvp", "load", "nan", "newaxis", "nn", "no_grad", "ops", "optim", "pi",
+    "primitive", "save", "set_backend", "set_default_dtype", "set_grad_enabled", "training", "transforms", "uint8",
+    "uint16", "uint32", "uint64", "use_backend", "value_and_grad", "vjp",
 ]  # fmt: skip
 __all__ += ops.__all__
 

@@ -264,31 +264,31 @@ def namespace(backend: str | Backend | None = None) -> Namespace:
 
 
 # ---------------------------------------------------------------- the slow path: make unusual operands usual
-def _common_dtype(prim: Primitive, strong: list[np.dtype[Any]], weak: list[Any]) -> np.dtype[Any]:
-    """The dtype that promoted operands meet in; Python and NumPy scalars are weak, integers give way to floats."""
+def common_dtype(name: str, dtypes: DTypes, strong: list[np.dtype[Any]], weak: list[Any]) -> np.dtype[Any]:
+    """The dtype that the operands of `name` meet in; Python and NumPy scalars are weak, integers give way to floats."""
     default = get_default_dtype()
     floats = [d for d in strong if d.kind == "f"]
     if floats:
         target = np.result_type(*floats)
     elif any(isinstance(w, float) for w in weak):
-        target = np.dtype(np.float64) if strong and prim.dtypes == "compare" else default
+        target = np.dtype(np.float64) if strong and dtypes == "compare" else default
     elif strong:
         target = np.result_type(*strong)
         if target.kind == "f":
             raise DTypeError(
                 explain(
-                    f"{prim.name} of {' and '.join(d.name for d in dict.fromkeys(strong))}.",
+                    f"{name} of {' and '.join(d.name for d in dict.fromkeys(strong))}.",
                     "no integer dtype holds the values of both.",
                     "x.astype(gf.int64) on the unsigned one",
                 )
             )
         if target.kind in "iu" and not all(_holds(target, w) for w in weak):
-            if prim.dtypes == "compare":  # a number beyond the integers compares with all of them alike
+            if dtypes == "compare":  # a number beyond the integers compares with all of them alike
                 target = np.dtype(np.float64)
-            elif prim.dtypes != "float":
+            elif dtypes != "float":
                 raise ArgumentError(
                     explain(
-                        f"{prim.name} of a {target} tensor and {', '.join(map(str, weak))}.",
+                        f"{name} of a {target} tensor and {', '.join(map(str, weak))}.",
                         f"{target} holds {np.iinfo(target).min} to {np.iinfo(target).max}.",
                         "x.astype(gf.int64)",
                     )
@@ -297,7 +297,7 @@ def _common_dtype(prim: Primitive, strong: list[np.dtype[Any]], weak: list[Any])
             target = np.dtype(np.int64)
     else:
         target = np.dtype(np.bool_ if all(isinstance(w, bool) for w in weak) else np.int64)
-    return default if prim.dtypes == "float" and target.kind != "f" else target
+    return default if dtypes == "float" and target.kind != "f" else target
 
 
 def _holds(dtype: np.dtype[Any], value: int) -> bool:
@@ -336,7 +336,8 @@ def coerce(prim: Primitive, operands: Sequence[Any]) -> tuple[Tensor, ...]:
         made.append(operand)
         if prim.is_promoted(i):
             (strong.append(operand._data.dtype) if isinstance(operand, Tensor) else weak.append(operand))
-    target = None if prim.dtypes == "any" or not (strong or weak) else _common_dtype(prim, strong, weak)
+    known = prim.dtypes != "any" and (strong or weak)
+    target = common_dtype(prim.name, prim.dtypes, strong, weak) if known else None
     if prim.dtypes == "bits" and target is not None and target.kind == "f":
         raise DTypeError(
             explain(
@@ -396,7 +397,7 @@ def _again(prim: Primitive, operands: tuple[Any, ...], settings: dict[str, Any])
             explain(
                 f"{prim.name} of {', '.join(f'{t.dtype} {t.shape}' for t in coerced)} gave another dtype.",
                 "its kernel does not support this dtype.",
-                "x.astype(gf.float32)",
+                "x.astype(gf.int64)" if prim.dtypes == "bits" else "x.astype(gf.float32)",
             )
         )
     return prim.function(*coerced, **settings)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, cast
 import numpy as np
 
 from gradflow import tape
-from gradflow.errors import BackendMismatchError, DTypeError, GraphError, ShapeError, explain
+from gradflow.errors import ArgumentError, BackendMismatchError, DTypeError, GraphError, ShapeError, explain
 from gradflow.mode import Mode, get_mode, grad_mode, set_mode, using
 from gradflow.tape import Edge, Leaf, Node
 
@@ -28,6 +28,7 @@ R = TypeVar("R")
 Shape = tuple[int, ...]
 Operand = Union["Tensor", np.ndarray, np.generic, bool, int, float]
 
+API_VERSIONS = ("2021.12", "2022.12", "2023.12", "2024.12")  # of the array API standard; the last one is followed
 _accumulating = RLock()
 OPS: Any = SimpleNamespace()  # primitive name -> function of Tensors; filled as primitives are registered
 
@@ -292,9 +293,18 @@ class Tensor:
             return np.array(host, dtype=dtype)
         return self.numpy()
 
-    def __dlpack__(self, **options: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[Any, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
         self._read("DLPack export")
-        return self._data.__dlpack__(**options)
+        options = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
+        given = {name: value for name, value in options.items() if value is not None}  # NumPy 2.0 takes the first alone
+        return self._data.__dlpack__(**given)
 
     def __dlpack_device__(self) -> Any:
         return self._data.__dlpack_device__()
@@ -302,6 +312,14 @@ class Tensor:
     def __array_namespace__(self, *, api_version: str | None = None) -> Any:
         import sys
 
+        if api_version is not None and api_version not in API_VERSIONS:
+            raise ArgumentError(
+                explain(
+                    f"version {api_version!r} of the array API standard was asked for.",
+                    f"gradflow follows {API_VERSIONS[-1]}, and the versions before it.",
+                    f"t.__array_namespace__(api_version={API_VERSIONS[-1]!r})",
+                )
+            )
         return sys.modules["gradflow"]  # above this module: not to be imported from here
 
     def __bool__(self) -> bool:
@@ -318,6 +336,9 @@ class Tensor:
 
     def __float__(self) -> float:
         return float(self.item())
+
+    def __complex__(self) -> complex:
+        return complex(self.item())
 
     def __int__(self) -> int:
         return int(self.item())
@@ -412,6 +433,10 @@ class Tensor:
         def __ror__(self, other: Operand) -> Tensor: ...
         def __xor__(self, other: Operand) -> Tensor: ...
         def __rxor__(self, other: Operand) -> Tensor: ...
+        def __lshift__(self, other: Operand) -> Tensor: ...
+        def __rlshift__(self, other: Operand) -> Tensor: ...
+        def __rshift__(self, other: Operand) -> Tensor: ...
+        def __rrshift__(self, other: Operand) -> Tensor: ...
         def __invert__(self) -> Tensor: ...
         def __neg__(self) -> Tensor: ...
         def __pos__(self) -> Tensor: ...
@@ -435,7 +460,7 @@ class Tensor:
         def any(self, *, axis: Any = None, keepdims: bool = False) -> Tensor: ...
         def argmax(self, *, axis: int | None = None, keepdims: bool = False) -> Tensor: ...
         def argmin(self, *, axis: int | None = None, keepdims: bool = False) -> Tensor: ...
-        def astype(self, dtype: Any, /, *, copy: bool = True) -> Tensor: ...
+        def astype(self, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Tensor: ...
         def clip(self, min: Operand | None = None, max: Operand | None = None) -> Tensor: ...
         def copy(self) -> Tensor: ...
         def exp(self) -> Tensor: ...
@@ -457,6 +482,7 @@ class Tensor:
         def sum(self, *, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Tensor: ...
         def tanh(self) -> Tensor: ...
         def to(self, target: Any, /) -> Tensor: ...
+        def to_device(self, device: Any, /, *, stream: None = None) -> Tensor: ...
         def var(self, *, axis: Any = None, correction: float = 0.0, keepdims: bool = False) -> Tensor: ...
 
 
@@ -769,6 +795,7 @@ def is_grad_enabled() -> bool:
 
 
 __all__ = [
-    "OPS", "Operand", "Parameter", "Shape", "Tensor", "check_gradient", "enable_grad", "is_grad_enabled", "lift",
-    "mismatch", "no_grad", "own", "own_tensors", "set_grad_enabled", "sweep_arrays", "sweep_tensors", "wrap",
+    "API_VERSIONS", "OPS", "Operand", "Parameter", "Shape", "Tensor", "check_gradient", "enable_grad",
+    "is_grad_enabled", "lift", "mismatch", "no_grad", "own", "own_tensors", "set_grad_enabled", "sweep_arrays",
+    "sweep_tensors", "wrap",
 ]  # fmt: skip

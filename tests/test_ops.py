@@ -153,6 +153,9 @@ def test_losses_take_integers() -> None:
 def test_powers_of_integers() -> None:
     n = gf.tensor([2, 3])
     assert (n**2).dtype is gf.int64 and (n**2).tolist() == [4, 9]
+    truth = gf.tensor([True, False])
+    assert (truth**2).dtype is (truth**1).dtype is (truth**3).dtype is gf.int64 and (truth**2).tolist() == [1, 0]
+    assert gf.power(True, 2).dtype is gf.int64
     assert (n**1).dtype is gf.int64 and (n**3).tolist() == [8, 27]
     for exponent in (2.0, 1.0, 3.0):
         assert (n**exponent).dtype is gf.float32 and (n**exponent).tolist() == [2**exponent, 3**exponent]
@@ -653,6 +656,13 @@ ERRORS: list[tuple[Any, ...]] = [  # call, class, lines of the message
         "fix: compare first: (x > 0) & (y > 0)",
     ),
     (lambda: ~x4, DTypeError, "bitwise_invert of float32."),
+    (lambda: x4 << 1, DTypeError, "bitwise_left_shift of float32."),
+    (
+        lambda: gf.tensor([True]) >> gf.tensor([True]),
+        DTypeError,
+        "bitwise_right_shift of bool (1,), bool (1,) gave another dtype.",
+        "fix: x.astype(gf.int64)",
+    ),
     (lambda: -gf.tensor([True]), DTypeError, "negative of shape (1,) and dtype bool."),
     (
         lambda: gf.tensor([True]) - gf.tensor([True]),
@@ -660,6 +670,30 @@ ERRORS: list[tuple[Any, ...]] = [  # call, class, lines of the message
         "subtract of shapes (1,) and (1,) and dtype bool and bool.",
     ),
     (lambda: pow(x4, 2, 3), DTypeError, "pow() of a tensor with a modulus."),
+    (
+        lambda: gf.moveaxis(x23, (0, 1), 0),
+        ArgumentError,
+        "moveaxis of axes (0, 1) to 0.",
+        "why: every axis that moves has one place to go.",
+        "fix: gf.moveaxis(x, (0, 1), (-2, -1))",
+    ),
+    (
+        lambda: gf.moveaxis(x23, (0, 0), (0, 1)),
+        ArgumentError,
+        "moveaxis() got axis=(0, 0), which names one axis twice.",
+    ),
+    (
+        lambda: gf.moveaxis(x23, (0, 1), (0, 0)),
+        ArgumentError,
+        "moveaxis() got axis=(0, 0), which names one axis twice.",
+    ),
+    (
+        lambda: gf.reshape(x23.mT, (6,), copy=False),
+        ArgumentError,
+        "reshape of shape (3, 2) to (6,) with copy=False.",
+        "why: in that shape the elements lie in another order in memory.",
+        "fix: copy=None copies where it must",
+    ),
     (lambda: gf.astype(x4, "complex64"), DTypeError, "'complex64' is not a dtype of gradflow."),
     (lambda: x4.to("nonsense"), GradflowError, "names no backend"),
     # values

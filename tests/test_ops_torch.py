@@ -176,7 +176,7 @@ CASES: dict[str, list[tuple[Call, Call, tuple[np.ndarray, ...]]]] = {
 VALUES: dict[str, list[tuple[Call, Call, tuple[np.ndarray, ...]]]] = {
     **{
         name: [(getattr(gf, name), getattr(torch, name), (x,))]
-        for name in ("sign", "floor", "isnan", "isfinite", "argmax", "argmin")
+        for name in ("sign", "floor", "isnan", "isfinite", "isinf", "argmax", "argmin")
     },
     **{
         ours: [(getattr(gf, ours), getattr(torch, theirs), (x.round(), y.round()))]
@@ -192,8 +192,13 @@ VALUES: dict[str, list[tuple[Call, Call, tuple[np.ndarray, ...]]]] = {
     "floor_divide": [(gf.floor_divide, torch.floor_divide, (x, p))],
     **{
         f"bitwise_{n}": [(getattr(gf, f"bitwise_{n}"), getattr(torch, f"bitwise_{n}"), (order, along[:, 0]))]
+        for n in ("and", "or", "xor", "left_shift", "right_shift")
+    },
+    **{
+        f"logical_{n}": [(getattr(gf, f"logical_{n}"), getattr(torch, f"logical_{n}"), (mask, mask[::-1].copy()))]
         for n in ("and", "or", "xor")
     },
+    "logical_not": [(gf.logical_not, torch.logical_not, (mask,)), (gf.logical_not, torch.logical_not, (order,))],
     "bitwise_invert": [
         (gf.bitwise_invert, torch.bitwise_not, (order,)),
         (gf.bitwise_invert, torch.bitwise_not, (mask,)),
@@ -202,8 +207,9 @@ VALUES: dict[str, list[tuple[Call, Call, tuple[np.ndarray, ...]]]] = {
     "any": [(lambda a: gf.any(a, axis=1), lambda a: torch.any(a, 1), (mask,))],
 }
 NOT_OPERATIONS = {
-    "Generator", "arange", "asarray", "eye", "from_dlpack", "full", "full_like", "linspace", "manual_seed", "ones",
-    "ones_like", "random", "tensor", "zeros", "zeros_like",
+    "Generator", "arange", "asarray", "can_cast", "empty", "empty_like", "eye", "finfo", "from_dlpack", "full",
+    "full_like", "iinfo", "isdtype", "linspace", "manual_seed", "ones", "ones_like", "random", "result_type", "tensor",
+    "zeros", "zeros_like",
 }  # fmt: skip
 
 

@@ -119,11 +119,17 @@ def softplus(x: Array) -> Any:
 
 
 # ---------------------------------------------------------------- softmax
+def _finite(top: Array) -> Any:
+    """The largest entries, infinite ones as the largest finite number: ∞ − ∞ would be NaN. A NaN stays."""
+    limit = np.finfo(top.dtype).max
+    return np.clip(top, -limit, limit)
+
+
 def _shifted(x: Array, axis: int) -> Any:
     """x − max x, which gives no NaN where every entry is −∞."""
     top = _maximum.reduce(x, axis=axis, keepdims=True)
     if not np.isfinite(top).all():
-        top = np.where(np.isfinite(top), top, 0)
+        top = _finite(top)
     return _subtract(x, top, room(x.shape, x.dtype))
 
 
@@ -224,7 +230,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, ignore_index: int) -> tu
     else:
         top = _maximum.reduce(logits, axis=1)
     if not math.isfinite(ones(n, top.dtype).dot(top)):
-        top = np.where(np.isfinite(top), top, 0)
+        top = _finite(top)
     p = _subtract(
         logits, top[:, None], room(logits.shape, logits.dtype), order="C"
     )  # its derivative reshapes without a copy

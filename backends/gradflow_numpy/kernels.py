@@ -26,7 +26,6 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "divide": np.divide,
     "floor_divide": np.floor_divide,
     "remainder": np.remainder,
-    "power": np.power,
     "square": np.square,
     "negative": np.negative,
     "positive": np.positive,
@@ -48,10 +47,17 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "greater_equal": np.greater_equal,
     "isnan": np.isnan,
     "isfinite": np.isfinite,
+    "isinf": np.isinf,
+    "logical_and": np.logical_and,
+    "logical_or": np.logical_or,
+    "logical_xor": np.logical_xor,
+    "logical_not": np.logical_not,
     "bitwise_and": np.bitwise_and,
     "bitwise_or": np.bitwise_or,
     "bitwise_xor": np.bitwise_xor,
     "bitwise_invert": np.invert,
+    "bitwise_left_shift": np.left_shift,
+    "bitwise_right_shift": np.right_shift,
     "copy": np.copy,
     "assign": np.copyto,
 }
@@ -61,6 +67,25 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Enter a function under its own name, without the underscore that keeps it off a builtin's."""
     KERNELS[function.__name__.rstrip("_")] = function
     return function
+
+
+@kernel
+def power(x: Array, y: Array) -> Any:
+    """NumPy takes an exponent ½ along which it does not step as a root: of −∞ that is NaN and of −0 it is −0."""
+    if y.size == 1:
+        if y.item() == 0.5:
+            x = _with_roots(x)
+    elif y.dtype.kind == "f" and (y.shape != x.shape or 0 in y.strides):
+        x = np.where(y == 0.5, _with_roots(x), x)
+    return np.power(x, y)
+
+
+def _with_roots(x: Array) -> Any:
+    """x with ∞ for −∞ and 0 for −0, whose roots are their powers of ½."""
+    x = x + 0
+    if x.size and np.fmin.reduce(x, axis=None) == -math.inf:
+        x = np.where(x == -math.inf, math.inf, x)
+    return x
 
 
 @kernel

@@ -6,6 +6,8 @@ from gradflow.ops import update as update
 from gradflow.ops.creation import (
     arange,
     asarray,
+    empty,
+    empty_like,
     eye,
     from_dlpack,
     full,
@@ -17,12 +19,15 @@ from gradflow.ops.creation import (
     zeros,
     zeros_like,
 )  # fmt: skip
+from gradflow.ops.dtypes import can_cast, finfo, iinfo, isdtype, result_type
 from gradflow.ops.elementwise import (
     abs,
     add,
     bitwise_and,
     bitwise_invert,
+    bitwise_left_shift,
     bitwise_or,
+    bitwise_right_shift,
     bitwise_xor,
     clip,
     divide,
@@ -33,11 +38,16 @@ from gradflow.ops.elementwise import (
     greater,
     greater_equal,
     isfinite,
+    isinf,
     isnan,
     less,
     less_equal,
     log,
     log1p,
+    logical_and,
+    logical_not,
+    logical_or,
+    logical_xor,
     maximum,
     minimum,
     multiply,
@@ -85,15 +95,18 @@ from gradflow.ops.shaping import (
 )  # fmt: skip
 
 concatenate = concat  # NumPy's name
+pow = power  # the array API standard's
 
 __all__ = [
     "Generator", "abs", "add", "all", "any", "arange", "argmax", "argmin", "asarray", "astype", "binary_cross_entropy",
-    "binary_cross_entropy_with_logits", "bitwise_and", "bitwise_invert", "bitwise_or", "bitwise_xor", "broadcast_to",
-    "clip", "concat", "concatenate", "copy", "cross_entropy", "divide", "equal", "exp", "expand_dims", "eye", "flatten",
-    "floor", "floor_divide", "from_dlpack", "full", "full_like", "greater", "greater_equal", "isfinite", "isnan",
-    "less", "less_equal", "linear", "linspace", "log", "log1p", "log_softmax", "logsumexp", "manual_seed", "matmul",
-    "matrix_transpose", "max", "maximum", "mean", "min", "minimum", "moveaxis", "mse_loss", "multiply", "negative",
-    "not_equal", "ones", "ones_like", "permute_dims", "positive", "power", "random", "relu", "remainder", "reshape",
+    "binary_cross_entropy_with_logits", "bitwise_and", "bitwise_invert", "bitwise_left_shift", "bitwise_or",
+    "bitwise_right_shift", "bitwise_xor", "broadcast_to", "can_cast", "clip", "concat", "concatenate", "copy",
+    "cross_entropy", "divide", "empty", "empty_like", "equal", "exp", "expand_dims", "eye", "finfo", "flatten", "floor",
+    "floor_divide", "from_dlpack", "full", "full_like", "greater", "greater_equal", "iinfo", "isdtype", "isfinite",
+    "isinf", "isnan", "less", "less_equal", "linear", "linspace", "log", "log1p", "log_softmax", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "logsumexp", "manual_seed", "matmul", "matrix_transpose", "max",
+    "maximum", "mean", "min", "minimum", "moveaxis", "mse_loss", "multiply", "negative", "not_equal", "ones",
+    "ones_like", "permute_dims", "positive", "pow", "power", "random", "relu", "remainder", "reshape", "result_type",
     "sigmoid", "sign", "softmax", "softplus", "sqrt", "square", "squeeze", "stack", "std", "subtract", "sum", "take",
     "take_along_axis", "tanh", "tensor", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip

@@ -175,6 +175,18 @@ def tensor(
     return made.requires_grad_() if requires_grad else made
 
 
+def _place(device: Any, backend: str | Backend | None) -> Backend | None:
+    """The backend of a device of `backend`, by default of the chosen one; None where neither is given.
+
+    Raises:
+        ArgumentError: the backend has no such device.
+    """
+    if device is None:
+        return None if backend is None else resolve(backend)
+    chosen = resolve(backend)
+    return chosen if device == chosen.device else resolve(f"{chosen.name}:{device}")
+
+
 def asarray(
     obj: Any,
     /,
@@ -188,18 +200,18 @@ def asarray(
 
     With `copy=None` a NumPy array of the wanted dtype is shared: what is written into the array changes the tensor,
     and gradflow cannot see it. `copy=True` never shares, `copy=False` raises where sharing is impossible. A Tensor
-    of the right dtype and backend is returned as it is.
+    of the right dtype and backend is returned as it is. `device` names a device of the backend, as `t.device` does.
 
     Raises:
-        ArgumentError: copy=False for data that must be copied.
+        ArgumentError: copy=False for data that must be copied, or a device that the backend does not have.
         DTypeError: data or dtype that gradflow does not have.
 
     >>> gf.asarray(np.arange(3))
     tensor([0, 1, 2])
     """
-    where = resolve(backend) if backend is not None else None
-    if device is not None and device not in ("cpu", None) and where is None:
-        where = resolve(device)
+    if backend is None and device is not None and isinstance(obj, Tensor):
+        backend = obj.backend
+    where = _place(device, backend)
     if isinstance(obj, Tensor) and not copy and where in (None, obj.backend):
         if dtype is None or check_dtype(dtype) == obj.dtype:
             return obj
@@ -266,6 +278,7 @@ def full(
     fill_value: float,
     *,
     dtype: Any = None,
+    device: Any = None,
     backend: str | Backend | None = None,
     requires_grad: bool = False,
 ) -> Tensor:
@@ -277,55 +290,93 @@ def full(
     value = fill_value.item() if isinstance(fill_value, Tensor | np.generic) else fill_value
     if dtype is None:
         dtype = get_default_dtype() if isinstance(value, float) else np.asarray(value).dtype
-    return tensor(np.full(_shape(shape), value, check_dtype(dtype)), backend=backend, requires_grad=requires_grad)
+    filled = np.full(_shape(shape), value, check_dtype(dtype))
+    return tensor(filled, backend=_place(device, backend), requires_grad=requires_grad)
 
 
 def zeros(
-    shape: Any, *, dtype: Any = None, backend: str | Backend | None = None, requires_grad: bool = False
+    shape: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    backend: str | Backend | None = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """A tensor of zeros.
 
     >>> gf.zeros(3)
     tensor([0., 0., 0.])
     """
-    return full(shape, 0.0, dtype=dtype, backend=backend, requires_grad=requires_grad)
+    return full(shape, 0.0, dtype=dtype, device=device, backend=backend, requires_grad=requires_grad)
 
 
-def ones(shape: Any, *, dtype: Any = None, backend: str | Backend | None = None, requires_grad: bool = False) -> Tensor:
+def ones(
+    shape: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    backend: str | Backend | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
     """A tensor of ones.
 
     >>> gf.ones((1, 2))
     tensor([[1., 1.]])
     """
-    return full(shape, 1.0, dtype=dtype, backend=backend, requires_grad=requires_grad)
+    return full(shape, 1.0, dtype=dtype, device=device, backend=backend, requires_grad=requires_grad)
 
 
-def full_like(x: Operand, /, fill_value: float, *, dtype: Any = None) -> Tensor:
+def empty(
+    shape: Any,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    backend: str | Backend | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """A tensor to be filled; its values are not to be relied on (they are zeros, so that runs can be repeated).
+
+    >>> gf.empty((2, 3)).shape
+    (2, 3)
+    """
+    return zeros(shape, dtype=dtype, device=device, backend=backend, requires_grad=requires_grad)
+
+
+def full_like(x: Operand, /, fill_value: float, *, dtype: Any = None, device: Any = None) -> Tensor:
     """A tensor of x's shape, dtype and backend filled with one value.
 
     >>> gf.full_like(gf.tensor([1.0, 2.0]), 7)
     tensor([7., 7.])
     """
     x = as_tensor(x)
-    return full(x.shape, fill_value, dtype=x.dtype if dtype is None else dtype, backend=x.backend)
+    return full(x.shape, fill_value, dtype=x.dtype if dtype is None else dtype, device=device, backend=x.backend)
 
 
-def zeros_like(x: Operand, /, *, dtype: Any = None) -> Tensor:
+def zeros_like(x: Operand, /, *, dtype: Any = None, device: Any = None) -> Tensor:
     """Zeros of x's shape, dtype and backend.
 
     >>> gf.zeros_like(gf.tensor([1, 2]))
     tensor([0, 0])
     """
-    return full_like(x, 0, dtype=dtype)
+    return full_like(x, 0, dtype=dtype, device=device)
 
 
-def ones_like(x: Operand, /, *, dtype: Any = None) -> Tensor:
+def ones_like(x: Operand, /, *, dtype: Any = None, device: Any = None) -> Tensor:
     """Ones of x's shape, dtype and backend.
 
     >>> gf.ones_like(gf.tensor([1, 2]))
     tensor([1, 1])
     """
-    return full_like(x, 1, dtype=dtype)
+    return full_like(x, 1, dtype=dtype, device=device)
+
+
+def empty_like(x: Operand, /, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """A tensor of x's shape, dtype and backend to be filled; its values are not to be relied on.
+
+    >>> gf.empty_like(gf.tensor([1, 2])).shape
+    (2,)
+    """
+    return zeros_like(x, dtype=dtype, device=device)
 
 
 def arange(
@@ -335,20 +386,27 @@ def arange(
     step: float = 1,
     *,
     dtype: Any = None,
+    device: Any = None,
     backend: str | Backend | None = None,
 ) -> Tensor:
     """Evenly spaced values in [start, stop); with one argument, in [0, start).
+
+    Raises:
+        ArgumentError: step 0.
+        DTypeError: dtype=gf.bool.
 
     >>> gf.arange(3)
     tensor([0, 1, 2])
     """
     if step == 0:
         raise ArgumentError(explain("arange with step 0.", "it would never arrive.", "gf.arange(0, 10, 1)"))
+    if dtype is not None and check_dtype(dtype).kind == "b":
+        raise DTypeError(explain("arange of booleans.", "two truth values make no range.", "gf.arange(10) % 2 == 0"))
     first, last = (0, start) if stop is None else (start, stop)
     if dtype is None and any(isinstance(v, float) for v in (first, last, step)):
         dtype = get_default_dtype()
     values = np.arange(first, last, step, dtype=None if dtype is None else check_dtype(dtype))
-    return tensor(values, backend=backend)
+    return tensor(values, backend=_place(device, backend))
 
 
 def linspace(
@@ -358,6 +416,7 @@ def linspace(
     num: int,
     *,
     dtype: Any = None,
+    device: Any = None,
     endpoint: bool = True,
     backend: str | Backend | None = None,
 ) -> Tensor:
@@ -367,7 +426,7 @@ def linspace(
     tensor([0. , 0.5, 1. ])
     """
     values = np.linspace(start, stop, num, endpoint=endpoint)
-    return tensor(values, dtype=get_default_dtype() if dtype is None else dtype, backend=backend)
+    return tensor(values, dtype=get_default_dtype() if dtype is None else dtype, backend=_place(device, backend))
 
 
 def eye(
@@ -377,6 +436,7 @@ def eye(
     *,
     k: int = 0,
     dtype: Any = None,
+    device: Any = None,
     backend: str | Backend | None = None,
 ) -> Tensor:
     """Ones on the k-th diagonal, zeros elsewhere.
@@ -385,9 +445,8 @@ def eye(
     tensor([[1., 0.],
             [0., 1.]])
     """
-    return tensor(
-        np.eye(n_rows, n_cols, k, dtype=get_default_dtype() if dtype is None else check_dtype(dtype)), backend=backend
-    )
+    values = np.eye(n_rows, n_cols, k, dtype=get_default_dtype() if dtype is None else check_dtype(dtype))
+    return tensor(values, backend=_place(device, backend))
 
 
 def to(t: Tensor, target: Any, /) -> Tensor:
@@ -419,8 +478,25 @@ def to(t: Tensor, target: Any, /) -> Tensor:
     return make_tensor(t, backend=backend, copy=None)
 
 
+def to_device(t: Tensor, device: Any, /, *, stream: None = None) -> Tensor:
+    """The tensor on another device of its backend; `t.to(backend)` moves it to another backend.
+
+    Raises:
+        ArgumentError: the backend has no such device, or a stream is given.
+        GraphError: as for `to`.
+
+    >>> gf.tensor([1, 2]).to_device("cpu")
+    tensor([1, 2])
+    """
+    if stream is not None:
+        raise ArgumentError(
+            explain(f"to_device(stream={stream!r}).", "a backend orders its own work.", "t.to_device(device)")
+        )
+    return to(t, _place(device, t.backend))
+
+
 OPS.make_tensor = make_tensor
 __all__ = [
-    "DTYPES", "arange", "asarray", "eye", "from_dlpack", "full", "full_like", "linspace", "ones",
-    "ones_like", "tensor", "to", "zeros", "zeros_like",
+    "DTYPES", "arange", "asarray", "empty", "empty_like", "eye", "from_dlpack", "full", "full_like", "linspace", "ones",
+    "ones_like", "tensor", "to", "to_device", "zeros", "zeros_like",
 ]  # fmt: skip

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from gradflow.ops.creation import as_tensor
 from gradflow.primitive import defimpl, defvjp, primitive
-from gradflow.tensor import Operand, Tensor
+from gradflow.tensor import OPS, Operand, Tensor
 
-_INT = np.dtype(np.int64)
 _BROADCAST = "shapes broadcast where, aligned at the right, lengths are equal or one of them is 1: x.reshape(...)"
 
 
@@ -86,11 +85,10 @@ def power(x: Operand, y: Operand, /) -> Tensor:
     >>> gf.power(gf.tensor([2.0, 3.0]), 2)
     tensor([4., 9.])
     """
-    if type(y) is int or type(y) is float and getattr(x, "dtype", _INT).kind == "f":
-        if y == 2:
-            return square(x)
-        if y == 1:
-            return positive(x)
+    if (type(y) is int or type(y) is float) and (y == 2 or y == 1):
+        kind = x.dtype.kind if isinstance(x, Tensor) else ""
+        if kind == "f" or type(y) is int and kind in ("i", "u"):
+            return square(x) if y == 2 else positive(x)
     return _power(x, y)
 
 
@@ -301,7 +299,7 @@ def _clip(x: Operand, low: Operand, high: Operand, /) -> Tensor: ...
 
 
 def clip(x: Operand, /, min: Operand | None = None, max: Operand | None = None) -> Tensor:
-    """Limit x to [min, max]; the derivative is 1 inside and at a bound that x meets, 0 outside.
+    """Limit x to [min, max], in x's dtype; the derivative is 1 inside and at a bound that x meets, 0 outside.
 
     >>> gf.clip(gf.tensor([-2.0, 0.5, 2.0]), -1, 1)
     tensor([-1. ,  0.5,  1. ])
@@ -310,7 +308,11 @@ def clip(x: Operand, /, min: Operand | None = None, max: Operand | None = None) 
     if min is None and max is None:
         return positive(x)
     low, high = _bounds(x.dtype)
-    return _clip(x, low if min is None else min, high if max is None else max)
+    out = _clip(x, low if min is None else min, high if max is None else max)
+    floating_bounds = out.dtype.kind == "f" and x.dtype.kind != "f"  # of integers: the result is floating-point
+    if floating_bounds or out.dtype == x.dtype:
+        return out
+    return cast(Tensor, OPS.astype(out, dtype=x.dtype))
 
 
 def _bounds(dtype: np.dtype[Any]) -> tuple[float, float] | tuple[int, int]:
@@ -427,7 +429,58 @@ def isfinite(x: Operand, /) -> Tensor:
     ...
 
 
-# ---------------------------------------------------------------- logic on booleans and the bits of integers
+@primitive("compare", nondifferentiable=True)
+def isinf(x: Operand, /) -> Tensor:
+    """Whether x is ∞ or −∞.
+
+    >>> gf.isinf(gf.tensor([1.0, float("-inf")]))
+    tensor([False,  True])
+    """
+    ...
+
+
+# ---------------------------------------------------------------- logic; a number is true where it is not 0
+@primitive("any", nondifferentiable=True, hint=_BROADCAST)
+def logical_and(x: Operand, y: Operand, /) -> Tensor:
+    """Whether x and y are both true.
+
+    >>> gf.logical_and(gf.tensor([True, True]), gf.tensor([True, False]))
+    tensor([ True, False])
+    """
+    ...
+
+
+@primitive("any", nondifferentiable=True, hint=_BROADCAST)
+def logical_or(x: Operand, y: Operand, /) -> Tensor:
+    """Whether x or y is true, or both.
+
+    >>> gf.logical_or(gf.tensor([True, False]), gf.tensor([False, False]))
+    tensor([ True, False])
+    """
+    ...
+
+
+@primitive("any", nondifferentiable=True, hint=_BROADCAST)
+def logical_xor(x: Operand, y: Operand, /) -> Tensor:
+    """Whether x or y is true, but not both.
+
+    >>> gf.logical_xor(gf.tensor([True, True]), gf.tensor([True, False]))
+    tensor([False,  True])
+    """
+    ...
+
+
+@primitive("any", nondifferentiable=True)
+def logical_not(x: Operand, /) -> Tensor:
+    """Whether x is not true.
+
+    >>> gf.logical_not(gf.tensor([True, False]))
+    tensor([False,  True])
+    """
+    ...
+
+
+# ---------------------------------------------------------------- bits of integers; on booleans, logic
 @primitive("bits", nondifferentiable=True, hint=_BROADCAST)
 def bitwise_and(x: Operand, y: Operand, /) -> Tensor:
     """Bitwise x & y; on booleans the logical and.
@@ -464,5 +517,25 @@ def bitwise_invert(x: Operand, /) -> Tensor:
 
     >>> ~gf.tensor([True, False])
     tensor([False,  True])
+    """
+    ...
+
+
+@primitive("bits", nondifferentiable=True, hint=_BROADCAST)
+def bitwise_left_shift(x: Operand, y: Operand, /) -> Tensor:
+    """The bits of an integer x moved y places up, x · 2ʸ; those that leave its width are lost.
+
+    >>> gf.tensor([1, 3]) << 2
+    tensor([ 4, 12])
+    """
+    ...
+
+
+@primitive("bits", nondifferentiable=True, hint=_BROADCAST)
+def bitwise_right_shift(x: Operand, y: Operand, /) -> Tensor:
+    """The bits of an integer x moved y places down, ⌊x / 2ʸ⌋.
+
+    >>> gf.tensor([12, -1]) >> 2
+    tensor([ 3, -1])
     """
     ...

@@ -179,12 +179,19 @@ def getitem(x: Tensor, key: Any) -> Tensor:
     >>> t[:, 0], t[[1, 1]].shape, t[t > 1.5]
     (tensor([1., 3.]), (2, 2), tensor([2., 3., 4.]))
     """
+    if _is_truth_value(key):
+        return getitem(getitem(x, (None, ...)), OPS.reshape(as_tensor(key, x.backend), shape=(1,)))
     static, arrays = split(x, key)
     if arrays:
         return gather(x, *arrays, key=static)
     view = basic_index(x, key=static)
     view._base = x, static, x._data
     return view
+
+
+def _is_truth_value(key: Any) -> bool:
+    """Whether a key is a mask without axes: it adds one in front, of length 1 if it is true and 0 if it is false."""
+    return isinstance(key, Tensor | np.ndarray) and key.ndim == 0 and key.dtype.kind == "b"
 
 
 def setitem(x: Tensor, key: Any, value: Operand) -> None:
@@ -199,6 +206,9 @@ def setitem(x: Tensor, key: Any, value: Operand) -> None:
         DTypeError: a floating-point value for a tensor of integers.
         ShapeError: a value that does not broadcast to the selection.
     """
+    if _is_truth_value(key):
+        setitem(getitem(x, (None, ...)), OPS.reshape(as_tensor(key, x.backend), shape=(1,)), value)
+        return
     new = _fit_value(x, value)
     refuse_write_to_leaf(x, "t[...] = value")
     static, arrays = split(x, key)

@@ -21,8 +21,10 @@ _BINARY: dict[str, Callable[..., Tensor]] = {
     "and": elementwise.bitwise_and,
     "or": elementwise.bitwise_or,
     "xor": elementwise.bitwise_xor,
+    "lshift": elementwise.bitwise_left_shift,
+    "rshift": elementwise.bitwise_right_shift,
 }
-_SYMBOLS = dict(zip(_BINARY, "+ - * / // % ** @ & | ^".split(), strict=True))
+_SYMBOLS = dict(zip(_BINARY, "+ - * / // % ** @ & | ^ << >>".split(), strict=True))
 _PLAIN: dict[str, Callable[..., Any]] = {
     "__eq__": elementwise.equal,
     "__ne__": elementwise.not_equal,
@@ -37,6 +39,7 @@ _PLAIN: dict[str, Callable[..., Any]] = {
     "__getitem__": indexing.getitem,
     "__setitem__": indexing.setitem,
     "to": creation.to,
+    "to_device": creation.to_device,
 }
 _METHODS = [
     *(getattr(elementwise, name) for name in "abs exp log sqrt square tanh sigmoid softplus relu clip sign".split()),

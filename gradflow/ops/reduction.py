@@ -111,7 +111,7 @@ def _impl_var(xp: Any, x: Any, *, axis: tuple[int, ...], correction: float, keep
 defimpl(
     _mean,
     lambda xp, x, *, axis, keepdims: (
-        xp.sum(x, axis=axis, keepdims=keepdims) * (1 / builtins.max(_count(x.shape, axis), 1))
+        xp.sum(x, axis=axis, keepdims=keepdims) * (1 / (_count(x.shape, axis) or float("nan")))
     ),
 )
 defimpl(_var, _impl_var)

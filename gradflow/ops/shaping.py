@@ -10,7 +10,7 @@ import numpy as np
 
 from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.ops.axes import canonical_axes, canonical_axis, refuse
-from gradflow.ops.creation import _shape, as_tensor, check_dtype
+from gradflow.ops.creation import _shape, as_tensor, check_dtype, to_device
 from gradflow.primitive import coerce, defimpl, defvjp, of, primitive
 from gradflow.tensor import Operand, Tensor
 
@@ -74,6 +74,7 @@ def reshape(x: Operand, /, shape: int | Sequence[int], *, copy: bool | None = No
 
     Raises:
         ShapeError: the shape has another number of elements.
+        ArgumentError: copy=False where the memory has to be rearranged.
 
     >>> gf.reshape(gf.arange(6), (2, -1))
     tensor([[0, 1, 2],
@@ -82,7 +83,21 @@ def reshape(x: Operand, /, shape: int | Sequence[int], *, copy: bool | None = No
     x = as_tensor(x)
     if copy:
         x = _copied(x)
-    return _reshape(x, shape=_resolve_shape(x, (shape,) if hasattr(shape, "__index__") else tuple(shape)))
+    out = _reshape(x, shape=_resolve_shape(x, (shape,) if hasattr(shape, "__index__") else tuple(shape)))
+    if copy is False and x.size and not _share_memory(x, out):
+        raise ArgumentError(
+            explain(
+                f"reshape of shape {x.shape} to {out.shape} with copy=False.",
+                "in that shape the elements lie in another order in memory.",
+                "copy=None copies where it must",
+            )
+        )
+    return out
+
+
+def _share_memory(x: Tensor, y: Tensor) -> bool:
+    extent = x.backend.extent
+    return extent(x._data)[0] is extent(y._data)[0]
 
 
 def _copied(x: Tensor) -> Tensor:
@@ -146,17 +161,37 @@ def permute_dims(x: Operand, /, axes: Sequence[int]) -> Tensor:
     return _permute_dims(x, axes=order)
 
 
-def moveaxis(x: Operand, source: int, destination: int, /) -> Tensor:
-    """One axis moved to another place.
+def moveaxis(x: Operand, source: int | tuple[int, ...], destination: int | tuple[int, ...], /) -> Tensor:
+    """One axis, or several, moved to other places; the rest keep their order.
+
+    Raises:
+        ArgumentError: an axis is named twice, or there are not as many places as axes.
 
     >>> gf.moveaxis(gf.ones((2, 3, 4)), 0, -1).shape
     (3, 4, 2)
+    >>> gf.moveaxis(gf.ones((2, 3, 4)), (0, 1), (2, 0)).shape
+    (3, 4, 2)
     """
     x = as_tensor(x)
-    from_, to = canonical_axis("moveaxis", source, x.ndim), canonical_axis("moveaxis", destination, x.ndim)
-    order = [i for i in range(x.ndim) if i != from_]
-    order.insert(to, from_)
+    axes, places = _axes_in_order("moveaxis", source, x.ndim), _axes_in_order("moveaxis", destination, x.ndim)
+    if len(axes) != len(places):
+        raise ArgumentError(
+            explain(
+                f"moveaxis of axes {source} to {destination}.",
+                "every axis that moves has one place to go.",
+                "gf.moveaxis(x, (0, 1), (-2, -1))",
+            )
+        )
+    order = [i for i in range(x.ndim) if i not in axes]
+    for place, axis in sorted(zip(places, axes, strict=True)):
+        order.insert(place, axis)
     return _permute_dims(x, axes=tuple(order))
+
+
+def _axes_in_order(function: str, axis: int | tuple[int, ...], ndim: int) -> list[int]:
+    """One axis or several, counted from the front."""
+    canonical_axes(function, axis, ndim)  # raises for one that is named twice
+    return [canonical_axis(function, a, ndim) for a in (axis if isinstance(axis, tuple | list) else (axis,))]
 
 
 def broadcast_to(x: Operand, /, shape: Sequence[int]) -> Tensor:
@@ -183,7 +218,7 @@ def broadcast_to(x: Operand, /, shape: Sequence[int]) -> Tensor:
     return _broadcast_to(x, shape=wanted)
 
 
-def expand_dims(x: Operand, /, *, axis: int = 0, **wrong: object) -> Tensor:
+def expand_dims(x: Operand, /, axis: int = 0, **wrong: object) -> Tensor:
     """A new axis of length 1 at position `axis` of the result.
 
     >>> gf.expand_dims(gf.tensor([1.0, 2.0]), axis=1).shape
@@ -220,16 +255,19 @@ def squeeze(x: Operand, /, axis: int | tuple[int, ...], **wrong: object) -> Tens
     return _reshape(x, shape=tuple(n for i, n in enumerate(x.shape) if i not in axes))
 
 
-def astype(x: Operand, dtype: Any, /, *, copy: bool = True) -> Tensor:
+def astype(x: Operand, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Tensor:
     """x in another dtype; a derivative passes between floating-point dtypes alone.
 
     Args:
         copy: False returns x itself where it has the dtype already.
+        device: where the result lies, by default where x does.
 
     >>> gf.astype(gf.tensor([1.7, -1.7]), gf.int64)
     tensor([ 1, -1])
     """
     x, wanted = as_tensor(x), check_dtype(dtype)
+    if device is not None:
+        x = to_device(x, device)
     if not copy and x.dtype == wanted:
         return x
     return _astype(x if wanted.kind == "f" else x.detach(), dtype=wanted)
