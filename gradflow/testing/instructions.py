@@ -16,7 +16,8 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-import gradflow as gf
+from gradflow.ops.creation import as_tensor
+from gradflow.tensor import no_grad
 from gradflow.testing.strategies import Array, Rng, Shape, index_keys, spread, stretchable_shapes
 
 T = TypeVar("T")
@@ -107,14 +108,16 @@ class Builder:
         self.steps: list[Step] = []
         self.values: dict[int, Array] = {}
 
-    def attempt(self, instruction: Callable[[Builder], object]) -> None:
-        """Add what an instruction adds, all of it or nothing."""
+    def attempt(self, instruction: Callable[[Builder], object]) -> bool:
+        """Add what an instruction adds, all of it or nothing; whether it fits."""
         inputs, steps = len(self.inputs), len(self.steps)
         try:
             instruction(self)
         except UnfitError:
             del self.inputs[inputs:], self.steps[steps:]
             self.values = {at: value for at, value in self.values.items() if ~inputs < at < steps}
+            return False
+        return True
 
     # ------------------------------------------------------------ what an instruction uses
     def choose(self, options: Sequence[T]) -> T:
@@ -146,9 +149,8 @@ class Builder:
 
     def parameter(self, shape: Shape) -> int:
         """A value of a shape: one that there is, or a new input."""
-        if self.toss():
-            return self.pick(lambda value: value.shape == shape)
-        return self.input(shape)
+        there = any(value.shape == shape and value.dtype == np.float64 for value in self.values.values())
+        return self.pick(lambda value: value.shape == shape) if there and self.toss() else self.input(shape)
 
     def emit(self, function: str, *operands: Any, **settings: Any) -> int:
         """Add a step and return the number of its value.
@@ -157,9 +159,10 @@ class Builder:
             UnfitError: the value is empty, large, or not finite.
         """
         step = Step(function, operands, settings)
-        with gf.no_grad(), np.errstate(all="ignore"):
-            found = step.run(gf, {at: gf.asarray(value) for at, value in self.values.items()})
-        value: Array = found.numpy()
+        tensors = {at: as_tensor(value) for at, value in self.values.items()}
+        xp = tensors[~0].__array_namespace__()
+        with no_grad(), np.errstate(all="ignore"):
+            value: Array = step.run(xp, tensors).numpy()
         sound = np.all(np.isfinite(value)) and np.all(np.abs(value.astype(np.float64)) <= LARGEST)
         if not (sound and 0 < value.size <= MOST_ELEMENTS and value.ndim <= MOST_AXES):
             raise UnfitError
