@@ -18,7 +18,7 @@ Rng = np.random.Generator
 
 
 def reduced(terms: Any, reduction: str) -> Any:
-    return {"none": lambda: terms, "mean": lambda: terms.mean(), "sum": lambda: terms.sum()}[reduction]()
+    return terms if reduction == "none" else getattr(terms, reduction)()
 
 
 # ---------------------------------------------------------------- each library under the names that programs use
@@ -26,9 +26,9 @@ class NumPy:
     """NumPy and SciPy."""
 
     from scipy.special import expit as sigmoid
-    from scipy.special import log_softmax, logsumexp, softmax
+    from scipy.special import log_softmax, softmax
 
-    sigmoid, log_softmax, logsumexp, softmax = map(staticmethod, (sigmoid, log_softmax, logsumexp, softmax))
+    sigmoid, log_softmax, softmax = map(staticmethod, (sigmoid, log_softmax, softmax))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
@@ -38,6 +38,9 @@ class NumPy:
 
     def softplus(self, x: Any) -> Any:
         return np.logaddexp(x, 0)
+
+    def logsumexp(self, x: Any, **settings: Any) -> Any:
+        return np.log(np.sum(np.exp(x), **settings))
 
     def reshape(self, x: Any, *, shape: Any) -> Any:
         return np.reshape(x, shape)
@@ -112,6 +115,11 @@ class Torch:
 
     def std(self, x: Any, axis: Any = None, correction: float = 0, keepdims: bool = False) -> Any:
         return self.reduce(self.torch.std, x, axis, keepdims, correction=correction)
+
+    def clip(self, x: Any, low: Any, high: Any) -> Any:
+        # its derivative wants operands of one shape
+        x, low, high = self.torch.broadcast_tensors(x, self.tensor(low), self.tensor(high))
+        return self.torch.clip(x, low, high)
 
     def astype(self, x: Any, dtype: Any) -> Any:
         return x.to(dtype, copy=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
@@ -53,13 +54,13 @@ class Step(NamedTuple):
 
     def run(self, xp: Any, values: Any) -> Any:
         """Call the function of a namespace on earlier values."""
-        function = getattr(xp, self.function, _OF_THE_LANGUAGE.get(self.function))
+        function: Any = getattr(xp, self.function, None)
+        if function is None:
+            function = partial(_OF_THE_LANGUAGE[self.function], xp)
         settings = dict(self.settings)
         if "key" in settings:
             settings["key"] = tuple(np.array(part) if isinstance(part, list) else part for part in settings["key"])
-        return cast(Callable[..., Any], function)(
-            *(_operand(xp, values, operand) for operand in self.operands), **settings
-        )
+        return function(*(_operand(xp, values, operand) for operand in self.operands), **settings)
 
     def __repr__(self) -> str:
         settings = f", {self.settings!r}" if self.settings else ""
@@ -76,17 +77,17 @@ def _operand(xp: Any, values: Any, operand: Any) -> Any:
     return operand if isinstance(operand, float) else values[operand]
 
 
-def _getitem(x: Any, *, key: tuple[Any, ...]) -> Any:
+def _getitem(xp: Any, x: Any, *, key: tuple[Any, ...]) -> Any:
     return x[key]
 
 
-def _setitem(x: Any, value: Any, *, key: tuple[Any, ...]) -> Any:
-    y = x.copy()
+def _setitem(xp: Any, x: Any, value: Any, *, key: tuple[Any, ...]) -> Any:
+    y = xp.copy(x)
     y[key] = value
     return y
 
 
-_OF_THE_LANGUAGE = {"getitem": _getitem, "setitem": _setitem}
+_OF_THE_LANGUAGE: dict[str, Callable[..., Any]] = {"getitem": _getitem, "setitem": _setitem}
 """What Python writes without a function's name; a namespace may bring its own."""
 
 
