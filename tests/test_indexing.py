@@ -79,6 +79,17 @@ def test_integer_tensors_are_indexed_too(data: st.DataObject) -> None:
     assert y.dtype == dtype
 
 
+def test_a_number_is_written_over_and_differentiated() -> None:
+    x, value = (gf.tensor(v, dtype=gf.float64, requires_grad=True) for v in (3.0, 5.0))
+    for key in ((), ...):
+        y = x.copy()
+        y[key] = value
+        x.grad = value.grad = None
+        (y * y).backward()
+        assert x.grad is not None and value.grad is not None
+        assert (y.item(), x.grad.item(), value.grad.item()) == (5.0, 0.0, 10.0)
+
+
 def test_a_basic_key_gives_a_view_and_arrays_a_copy() -> None:
     x = gf.zeros((3, 4))
     assert np.shares_memory(x[1:, ::-1].data, x.data)

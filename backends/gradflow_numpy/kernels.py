@@ -226,7 +226,7 @@ def _in_order(key: tuple[Any, ...], indices: tuple[Array, ...]) -> tuple[Any, ..
 
 @kernel
 def index_update(x: Array, value: Any, *indices: Array, key: tuple[Any, ...]) -> Any:
-    out = x.copy()
+    out = np.array(x, order="C")  # a cotangent of no axes may be a NumPy scalar, whose copy takes no assignment
     out[_in_order(key, indices)] = np.asarray(value, order="C")
     return out
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-import gradflow as gf
+from gradflow.ops.creation import as_tensor
+from gradflow.tensor import no_grad
 from gradflow.testing.strategies import Array, Rng, Shape, index_keys, spread, stretchable_shapes
 
 T = TypeVar("T")
@@ -52,13 +54,13 @@ class Step(NamedTuple):
 
     def run(self, xp: Any, values: Any) -> Any:
         """Call the function of a namespace on earlier values."""
-        function = getattr(xp, self.function, _OF_THE_LANGUAGE.get(self.function))
+        function: Any = getattr(xp, self.function, None)
+        if function is None:
+            function = partial(_OF_THE_LANGUAGE[self.function], xp)
         settings = dict(self.settings)
         if "key" in settings:
             settings["key"] = tuple(np.array(part) if isinstance(part, list) else part for part in settings["key"])
-        return cast(Callable[..., Any], function)(
-            *(_operand(xp, values, operand) for operand in self.operands), **settings
-        )
+        return function(*(_operand(xp, values, operand) for operand in self.operands), **settings)
 
     def __repr__(self) -> str:
         settings = f", {self.settings!r}" if self.settings else ""
@@ -75,17 +77,17 @@ def _operand(xp: Any, values: Any, operand: Any) -> Any:
     return operand if isinstance(operand, float) else values[operand]
 
 
-def _getitem(x: Any, *, key: tuple[Any, ...]) -> Any:
+def _getitem(xp: Any, x: Any, *, key: tuple[Any, ...]) -> Any:
     return x[key]
 
 
-def _setitem(x: Any, value: Any, *, key: tuple[Any, ...]) -> Any:
-    y = x.copy()
+def _setitem(xp: Any, x: Any, value: Any, *, key: tuple[Any, ...]) -> Any:
+    y = xp.copy(x)
     y[key] = value
     return y
 
 
-_OF_THE_LANGUAGE = {"getitem": _getitem, "setitem": _setitem}
+_OF_THE_LANGUAGE: dict[str, Callable[..., Any]] = {"getitem": _getitem, "setitem": _setitem}
 """What Python writes without a function's name; a namespace may bring its own."""
 
 
@@ -107,14 +109,16 @@ class Builder:
         self.steps: list[Step] = []
         self.values: dict[int, Array] = {}
 
-    def attempt(self, instruction: Callable[[Builder], object]) -> None:
-        """Add what an instruction adds, all of it or nothing."""
+    def attempt(self, instruction: Callable[[Builder], object]) -> bool:
+        """Add what an instruction adds, all of it or nothing; whether it fits."""
         inputs, steps = len(self.inputs), len(self.steps)
         try:
             instruction(self)
         except UnfitError:
             del self.inputs[inputs:], self.steps[steps:]
             self.values = {at: value for at, value in self.values.items() if ~inputs < at < steps}
+            return False
+        return True
 
     # ------------------------------------------------------------ what an instruction uses
     def choose(self, options: Sequence[T]) -> T:
@@ -146,9 +150,8 @@ class Builder:
 
     def parameter(self, shape: Shape) -> int:
         """A value of a shape: one that there is, or a new input."""
-        if self.toss():
-            return self.pick(lambda value: value.shape == shape)
-        return self.input(shape)
+        there = any(value.shape == shape and value.dtype == np.float64 for value in self.values.values())
+        return self.pick(lambda value: value.shape == shape) if there and self.toss() else self.input(shape)
 
     def emit(self, function: str, *operands: Any, **settings: Any) -> int:
         """Add a step and return the number of its value.
@@ -157,9 +160,10 @@ class Builder:
             UnfitError: the value is empty, large, or not finite.
         """
         step = Step(function, operands, settings)
-        with gf.no_grad(), np.errstate(all="ignore"):
-            found = step.run(gf, {at: gf.asarray(value) for at, value in self.values.items()})
-        value: Array = found.numpy()
+        tensors = {at: as_tensor(value) for at, value in self.values.items()}
+        xp = tensors[~0].__array_namespace__()
+        with no_grad(), np.errstate(all="ignore"):
+            value: Array = step.run(xp, tensors).numpy()
         sound = np.all(np.isfinite(value)) and np.all(np.abs(value.astype(np.float64)) <= LARGEST)
         if not (sound and 0 < value.size <= MOST_ELEMENTS and value.ndim <= MOST_AXES):
             raise UnfitError

@@ -11,7 +11,10 @@ from hypothesis.strategies import DrawFn
 
 from gradflow.errors import ArgumentError, explain
 from gradflow.testing.instructions import INSTRUCTIONS, Builder, Step
-from gradflow.testing.strategies import Array, generators, stretchable_shapes
+from gradflow.testing.strategies import Array, Shape, generators
+
+SHAPES: tuple[Shape, ...] = ((3,), (), (2, 3), (2, 2, 3), (3, 3), (4,), (1, 3), (2, 1))
+"""Of the first input; the others broadcast to it."""
 
 
 class Program:
@@ -104,11 +107,10 @@ def programs(
     names = sorted(INSTRUCTIONS if instructions is None else instructions)
     builder = Builder(draw, draw(generators))
     positive = builder.toss()
-    whole = tuple(draw(st.lists(st.sampled_from([2, 3, 1]), max_size=3)))
-    for _ in range(draw(st.integers(1, 3))):
-        builder.input(draw(stretchable_shapes(whole)), positive=positive)
-    for _ in range(draw(st.integers(1, max_steps))):
-        builder.attempt(INSTRUCTIONS[draw(st.sampled_from(names))])
+    whole = draw(st.sampled_from(SHAPES))
+    for shape in (whole, *draw(st.lists(st.sampled_from(_stretchable(whole)), max_size=2))):
+        builder.input(shape, positive=positive)
+    draw(st.lists(_attempts(builder, names), min_size=1, max_size=max_steps))
     if not builder.steps:
         builder.emit("positive", builder.pick())
     if builder.toss():
@@ -117,6 +119,19 @@ def programs(
     if builder.shape(last) and (builder.toss() if scalar is None else scalar):
         builder.emit("mean", last)
     return Program(builder.inputs, builder.numbered())
+
+
+@st.composite
+def _attempts(draw: DrawFn, builder: Builder, names: Sequence[str]) -> None:
+    """Try an instruction; as elements of a list, so that failing programs shrink by leaving steps out."""
+    builder.attempt(INSTRUCTIONS[draw(st.sampled_from(names))])
+
+
+def _stretchable(shape: Shape) -> list[Shape]:
+    """Shapes that broadcast to a shape: it, without leading axes, and each of them with an axis of length 1."""
+    tails = [shape[i:] for i in range(len(shape) + 1)]
+    ones = [(*tail[:i], 1, *tail[i + 1 :]) for tail in tails for i in range(len(tail))]
+    return list(dict.fromkeys([*tails, *ones]))
 
 
 def _join(builder: Builder) -> None:
