@@ -296,7 +296,7 @@ def _common_dtype(prim: Primitive, strong: list[np.dtype[Any]], weak: list[Any])
         if target.kind == "b" and any(isinstance(w, int) and not isinstance(w, bool) for w in weak):
             target = np.dtype(np.int64)
     else:
-        target = np.dtype(np.bool_ if all(isinstance(w, bool) for w in weak) else np.int64)
+        target = np.result_type(*map(_natural_dtype, weak))
     return default if prim.dtypes == "float" and target.kind != "f" else target
 
 
@@ -357,6 +357,10 @@ def coerce(prim: Primitive, operands: Sequence[Any]) -> tuple[Tensor, ...]:
 def _natural_dtype(value: Any) -> np.dtype[Any]:
     if isinstance(value, float):
         return get_default_dtype()
+    if not _holds(np.dtype(np.int64), value):
+        raise ArgumentError(
+            explain(f"an operand {value}.", "integers have 64 bits, -2**63 to 2**63 - 1.", f"float({value})")
+        )
     return np.dtype(np.bool_ if isinstance(value, bool) else np.int64)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, cast
 import numpy as np
 
 from gradflow import tape
+from gradflow.arguments import flag
 from gradflow.errors import BackendMismatchError, DTypeError, GraphError, ShapeError, explain
 from gradflow.mode import Mode, get_mode, grad_mode, set_mode, using
 from gradflow.tape import Edge, Leaf, Node
@@ -142,7 +143,7 @@ class Tensor:
                     "y = y.detach().requires_grad_()",
                 )
             )
-        if not requires_grad:
+        if not flag("requires_grad_", "requires_grad", requires_grad):
             self._node = None
         elif self._node is None:
             self._node = _leaf(self._data)
@@ -480,7 +481,7 @@ class Parameter(Tensor):
         source = data if isinstance(data, Tensor) else OPS.make_tensor(data)
         self._data, self._xp = source._data, source._xp
         leaf = _leaf(source._data)  # an integer parameter is refused even when it is frozen
-        self._node = leaf if requires_grad else None
+        self._node = leaf if flag("Parameter", "requires_grad", requires_grad) else None
 
 
 # ---------------------------------------------------------------- making tensors from arrays
@@ -562,6 +563,14 @@ def _seed(of: Tensor, gradient: Operand | None) -> Tensor:
                 )
             )
         return wrap(of._xp.one(of._data.dtype).reshape(shape), of._xp)
+    if isinstance(gradient, bool):
+        raise DTypeError(
+            explain(
+                f"backward() got {gradient} by position.",
+                "what is given by position is the gradient to start from; settings are given by name.",
+                f"loss.backward(retain_graph={gradient})",
+            )
+        )
     seed = gradient if isinstance(gradient, Tensor) else OPS.make_tensor(gradient, dtype=of.dtype, backend=of.backend)
     seed = seed if seed.dtype == of.dtype else cast(Tensor, OPS.astype(seed, dtype=of.dtype))
     check_gradient(seed, of)
@@ -746,9 +755,9 @@ class set_grad_enabled(_GradMode):  # noqa: N801
     __slots__ = ("_before",)
 
     def __init__(self, mode: bool) -> None:
-        super().__init__(mode)
+        super().__init__(flag("set_grad_enabled", "mode", mode))
         self._before = get_mode()
-        set_mode(grad_mode(mode))
+        set_mode(grad_mode(self._recording))
 
     def __enter__(self) -> None:
         set_mode(self._before)

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from gradflow.arguments import integer, shown
 from gradflow.errors import ArgumentError, DTypeError, IndexRangeError, explain
 
-_OURS = {"dim": "axis", "keepdim": "keepdims", "dims": "axes", "ddof": "correction", "unbiased": "correction"}
+_OURS = {
+    "dim": "axis",
+    "keepdim": "keepdims",
+    "dims": "axes",
+    "ddof": "correction",
+    "unbiased": "correction",
+    "start_dim": "start_axis",
+}
 
 
-def refuse(function: str, wrong: Mapping[str, object]) -> NoReturn:
-    """Raise the error for a keyword argument that a function does not have; for another library's, name ours.
+def refuse(
+    function: str, positional: Sequence[object], wrong: Mapping[str, object], arrays: str = "x", setting: str = "axis"
+) -> NoReturn:
+    """Raise the error for arguments that a function does not have; for another library's keyword, name ours.
+
+    Args:
+        positional: what was given by position after the arrays.
+        wrong: what was given by a keyword that the function does not have.
+        arrays: how the arrays are written in a corrected call.
+        setting: what a value given by position was most likely meant for.
 
     >>> gf.sum(gf.ones(3), dim=0)
     Traceback (most recent call last):
@@ -19,10 +35,16 @@ def refuse(function: str, wrong: Mapping[str, object]) -> NoReturn:
       why: gradflow names arguments as NumPy and the array API standard do.
       fix: gf.sum(x, axis=0)
     """
+    if positional:
+        value = shown(positional[0])
+        meant = isinstance(positional[0], int | tuple) or positional[0] is None
+        fix = f"gf.{function}({arrays}, {setting}={value})" if meant else f"gf.{function}({arrays})"
+        reason = f"it takes {arrays} by position, and settings by name."
+        raise DTypeError(explain(f"{function}() got {value} by position.", reason, fix))
     name, value = next(iter(wrong.items()))
     ours = _OURS.get(name)
     mistake = f"{function}() got an unexpected keyword argument {name!r}" + (f": use {ours}=." if ours else ".")
-    fix = f"gf.{function}(x, {ours}={value!r})" if ours else f"help(gf.{function})"
+    fix = f"gf.{function}({arrays}, {ours}={value!r})" if ours else f"help(gf.{function})"
     raise DTypeError(explain(mistake, "gradflow names arguments as NumPy and the array API standard do.", fix))
 
 
@@ -33,11 +55,7 @@ def canonical_axis(function: str, axis: Any, ndim: int) -> int:
         IndexRangeError: the axis is outside [−ndim, ndim).
         DTypeError: the axis is not an integer.
     """
-    if not hasattr(axis, "__index__") or isinstance(axis, bool):
-        raise DTypeError(
-            explain(f"{function}() got axis={axis!r}.", "an axis is an integer.", f"gf.{function}(x, axis=0)")
-        )
-    i = int(axis.__index__())
+    i = integer(function, "axis", axis, why="an axis is an integer.", fix=f"gf.{function}(x, axis=0)")
     if not -ndim <= i < ndim:
         valid = f"it has axes {-ndim}…{ndim - 1}" if ndim else "it has none"
         raise IndexRangeError(

@@ -342,7 +342,7 @@ def _integers(function: str, indices: Operand, x: Tensor) -> Tensor:
     return index
 
 
-def take(x: Operand, indices: Operand, /, *, axis: int | None = None, **wrong: object) -> Tensor:
+def take(x: Operand, indices: Operand, /, *positional: object, axis: int | None = None, **wrong: object) -> Tensor:
     """Elements along an axis, x[…, indices, …]; the axis may be left out where there is one.
 
     Raises:
@@ -354,8 +354,8 @@ def take(x: Operand, indices: Operand, /, *, axis: int | None = None, **wrong: o
     tensor([[2.],
             [4.]])
     """
-    if wrong:
-        refuse("take", wrong)
+    if positional or wrong:
+        refuse("take", positional, wrong, "x, indices")
     x = as_tensor(x)
     if axis is None and x.ndim > 1:
         raise ArgumentError(
@@ -365,15 +365,15 @@ def take(x: Operand, indices: Operand, /, *, axis: int | None = None, **wrong: o
     return getitem(x, (*(slice(None),) * at, _integers("take", indices, x)))
 
 
-def take_along_axis(x: Operand, indices: Operand, /, *, axis: int = -1, **wrong: object) -> Tensor:
+def take_along_axis(x: Operand, indices: Operand, /, *positional: object, axis: int = -1, **wrong: object) -> Tensor:
     """For each position, the element of x whose index along the axis `indices` gives.
 
     >>> gf.take_along_axis(gf.tensor([[1.0, 2.0], [3.0, 4.0]]), gf.tensor([[1], [0]]), axis=1)
     tensor([[2.],
             [3.]])
     """
-    if wrong:
-        refuse("take_along_axis", wrong)
+    if positional or wrong:
+        refuse("take_along_axis", positional, wrong, "x, indices")
     x = as_tensor(x)
     index = _integers("take_along_axis", indices, x)
     at = canonical_axis("take_along_axis", axis, x.ndim)
