@@ -76,7 +76,7 @@ def integers(mistake: str, value: Any, *, why: str, fix: str) -> tuple[int, ...]
         return value
     one = hasattr(value, "__index__") and not getattr(value, "ndim", 0)
     try:
-        items = (value,) if one else tuple(None if isinstance(value, _NO_SEQUENCE) else value)
+        items = (value,) if one else tuple(_NO_INTEGER if isinstance(value, _NO_SEQUENCE) else value)
         return tuple(integer("", "", item) for item in items)
     except TypeError as error:
         raise DTypeError(explain(mistake, why, fix)) from error
@@ -158,3 +158,16 @@ def function_of(transform: str, f: Any, fix: str) -> Callable[..., Any]:
         return f  # type: ignore[no-any-return]
     reason = "it takes a function, not what the function returned."
     raise DTypeError(explain(f"gf.{transform} of a {type(f).__name__}.", reason, fix))
+
+
+def wrong_kind(function: str, name: str, value: object, why: str, fix: str) -> DTypeError:
+    """The error for an argument of the wrong kind, to be raised by who found it.
+
+    >>> from gradflow.arguments import wrong_kind
+    >>> print(wrong_kind("fit", "train", None, "it takes batches.", "train=[(x, y)]"))
+    fit() got a NoneType as train.
+      why: it takes batches.
+      fix: train=[(x, y)]
+    """
+    kind = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+    return DTypeError(explain(f"{function}() got {kind} as {name}.", why, fix))

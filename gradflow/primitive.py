@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import numpy as np
 
 from gradflow import tape
+from gradflow.arguments import wrong_kind
 from gradflow.backend import Backend, resolve
 from gradflow.config import get_default_dtype
 from gradflow.errors import (
@@ -131,6 +132,11 @@ def primitive(dtypes: DTypes, *, name: str | None = None, **options: Any) -> Cal
             kernel failed, to raise the error that says why).
     """
 
+    if not isinstance(dtypes, str):
+        raise wrong_kind(
+            "primitive", "dtypes", dtypes, "it is applied with the kind of its dtypes.", '@primitive("float")'
+        )
+
     def register(stub: F) -> F:
         prim = Primitive(stub, name or stub.__name__, dtypes, dict(options))
         if prim.name in REGISTRY:
@@ -148,8 +154,16 @@ def primitive(dtypes: DTypes, *, name: str | None = None, **options: Any) -> Cal
 
 
 def of(function: Callable[..., Any]) -> Primitive:
-    """The primitive behind a public function."""
-    return cast(Primitive, function.primitive)  # type: ignore[attr-defined]
+    """The primitive behind a public function.
+
+    Raises:
+        DTypeError: something that `primitive` did not make.
+    """
+    found = getattr(function, "primitive", None)
+    if not isinstance(found, Primitive):
+        reason = "a rule belongs to a function that @primitive made."
+        raise wrong_kind("defvjp", "function", function, reason, '@primitive("float") above its definition')
+    return found
 
 
 def defvjp(function: Callable[..., Any], **rules: Rule) -> None:
@@ -164,6 +178,9 @@ def defvjp(function: Callable[..., Any], **rules: Rule) -> None:
     if prim.variadic:
         known |= {"position", f"{prim.operands[-1]}_shapes"}
     for operand, rule in rules.items():
+        if not isinstance(rule, FunctionType):
+            reason = "a rule says by the names of its arguments what it reads."
+            raise wrong_kind("defvjp", operand, rule, reason, f"defvjp({prim.name}, {operand}=lambda xp, g, out: ...)")
         code = rule.__code__
         names = code.co_varnames[2 : code.co_argcount]
         if operand not in prim.position or not known.issuperset(names):
@@ -185,8 +202,12 @@ def defvjp(function: Callable[..., Any], **rules: Rule) -> None:
 
 def defimpl(function: Callable[..., Any], impl: Callable[..., Any]) -> None:
     """Say how a primitive is computed from others over `xp`, for backends without a kernel of its name."""
-    of(function).impl = impl
-    _forget(of(function).name)
+    prim = of(function)
+    if not callable(impl):
+        reason = "it computes the primitive from others over xp."
+        raise wrong_kind("defimpl", "impl", impl, reason, f"defimpl({prim.name}, lambda xp, x: ...)")
+    prim.impl = impl
+    _forget(prim.name)
 
 
 def _forget(name: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradflow.arguments import wrong_kind
 from gradflow.errors import ArgumentError, DTypeError, MissingDependencyError, StateDictError, explain
 from gradflow.files import replacing
 from gradflow.ops.creation import DTYPES, asarray
@@ -72,6 +73,7 @@ def save(path: str | os.PathLike[str], state: object) -> None:
     """
     import json
 
+    path = _path("save", path, "gf.save(path, state)")
     if not isinstance(state, Mapping) and hasattr(state, "state_dict"):
         state = state.state_dict()
     arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -90,7 +92,7 @@ def save(path: str | os.PathLike[str], state: object) -> None:
         try:
             safetensors.numpy.save_file(arrays, temporary, metadata={_METADATA_KEY: header})
         except safetensors.SafetensorError as error:  # its name for a full disk, too
-            raise OSError(f"{os.fspath(path)} cannot be written: {error}") from error
+            raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def load(path: str | os.PathLike[str], *, backend: str | Backend | None = None) -> Any:
@@ -120,7 +122,7 @@ def load(path: str | os.PathLike[str], *, backend: str | Backend | None = None) 
     Source: the safetensors format, https://huggingface.co/docs/safetensors
     """
     safetensors = require_safetensors()
-    path = os.fspath(path)
+    path = _path("load", path, "gf.load(path)")
     with open(path, "rb") as file:  # reports a missing file, a folder or a forbidden file better than the package
         beginning = file.read(32)
     try:
@@ -135,6 +137,12 @@ def load(path: str | os.PathLike[str], *, backend: str | Backend | None = None) 
     if header is None:  # written by another library
         return tensors
     return _read_header(path, header, tensors)
+
+
+def _path(function: str, path: str | os.PathLike[str], fix: str) -> str:
+    if not isinstance(path, str | os.PathLike):
+        raise wrong_kind(function, "path", path, "it is a text or a pathlib.Path, and comes first.", fix)
+    return os.fsdecode(path)
 
 
 def _encode(value: object, path: tuple[str, ...], arrays: dict[str, np.ndarray[Any, Any]]) -> object:

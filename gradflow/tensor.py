@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, cast
 import numpy as np
 
 from gradflow import tape
-from gradflow.arguments import flag
+from gradflow.arguments import flag, wrong_kind
 from gradflow.errors import BackendMismatchError, DTypeError, GraphError, ShapeError, explain
 from gradflow.mode import Mode, get_mode, grad_mode, set_mode, using
 from gradflow.tape import Edge, Leaf, Node
@@ -62,6 +62,18 @@ class Tensor:
         self._read("its raw array .data")
         return self._data
 
+    @data.setter
+    def data(self, value: Any) -> None:
+        if value is self._data:  # the end of `t.data += value`, which has written already
+            tape.writes.mark(value, self.backend.extent)
+        raise GraphError(
+            explain(
+                "an assignment to .data.",
+                "a write behind the graph's back would make derivatives wrong in silence.",
+                "with gf.no_grad(): t[...] = value, or t += value",
+            )
+        )
+
     @property
     def backend(self) -> Backend:
         """The backend the array lives on."""
@@ -102,6 +114,10 @@ class Tensor:
     def requires_grad(self) -> bool:
         """Whether a derivative with respect to this tensor will be wanted."""
         return self._node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, requires_grad: bool) -> None:
+        self.requires_grad_(requires_grad)
 
     @property
     def is_leaf(self) -> bool:
@@ -191,6 +207,9 @@ class Tensor:
                     "t.requires_grad_() before the hook",
                 )
             )
+        if not callable(hook):
+            reason = "it is called with the gradient, and returns another or None."
+            raise wrong_kind("register_hook", "hook", hook, reason, "t.register_hook(lambda g: 2 * g)")
         return tape.add_hook(self._node, hook)
 
     def backward(
@@ -223,7 +242,9 @@ class Tensor:
                     "gf.tensor(data, requires_grad=True) before computing the loss",
                 )
             )
-        retain = create_graph if retain_graph is None else retain_graph
+        if create_graph is not False:
+            create_graph = flag("backward", "create_graph", create_graph)
+        retain = create_graph if retain_graph is None else flag("backward", "retain_graph", retain_graph)
         seed = _seed(self, gradient)
         if create_graph or seed._node is not None or get_mode().interpreter is not None:
             with using(grad_mode(create_graph)):

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper, wraps
 from typing import Any, cast
 
+import numpy as np
+
 from gradflow import tape
+from gradflow.arguments import flag, function_of, integers, shown, wrong_kind
 from gradflow.errors import ArgumentError, DTypeError, GraphError, ShapeError, explain
 from gradflow.mode import get_mode, grad_mode, using
 from gradflow.ops.creation import as_tensor, full_like, zeros_like
@@ -140,10 +143,10 @@ def _scalar(out: Any, what: str) -> Tensor:
 
 
 def _refuse_several(what: str, argnums: Any) -> None:
-    if not hasattr(argnums, "__index__"):
+    if not isinstance(argnums, int | np.integer) or isinstance(argnums, bool):
         raise ArgumentError(
             explain(
-                f"gf.{what} with argnums={argnums!r}.",
+                f"gf.{what} with argnums={shown(argnums)}.",
                 f"a {what} is taken with respect to one argument, named by its position.",
                 f"gf.{what}(f, 0)",
             )
@@ -151,7 +154,8 @@ def _refuse_several(what: str, argnums: Any) -> None:
 
 
 def _argnums(f: Function, argnums: int | Sequence[int], given: int) -> tuple[int, ...]:
-    numbers = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
+    mistake = f"argnums={shown(argnums)}."
+    numbers = integers(mistake, argnums, why="it is the position of an argument, or a tuple of them.", fix="argnums=0")
     for i in numbers:
         if not -given <= i < given:
             raise ArgumentError(
@@ -187,6 +191,9 @@ def value_and_grad(f: Function, argnums: int | Sequence[int] = 0, *, has_aux: bo
     (tensor(5.), tensor([2., 4.]))
     """
 
+    function_of("value_and_grad", f, "gf.value_and_grad(f)(x)")
+    has_aux = flag("value_and_grad", "has_aux", has_aux)
+
     @wraps(f)
     def with_gradient(*args: Any, **kwargs: Any) -> Any:
         numbers = _argnums(f, argnums, len(args))
@@ -220,6 +227,7 @@ def grad(f: Function, argnums: int | Sequence[int] = 0, *, has_aux: bool = False
     >>> gf.grad(gf.grad(gf.grad(lambda x: x**3)))(gf.tensor(2.0))
     tensor(6.)
     """
+    function_of("grad", f, "gf.grad(f)(x)")
     both = value_and_grad(f, argnums, has_aux=has_aux)
 
     @wraps(f)
@@ -238,6 +246,7 @@ def vjp(f: Function, *primals: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...
     >>> pullback(gf.tensor([1.0, 10.0]))
     (tensor([ 3., 40.]), tensor([ 1., 20.]))
     """
+    function_of("vjp", f, "gf.vjp(f, x)")
     call = _Recorded(f, primals, tuple(range(len(primals))), {})
     outs, _ = flatten(call.out)
 
@@ -291,6 +300,7 @@ def jvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[A
     >>> gf.jvp(lambda x: x**2, (gf.tensor(3.0),), (gf.tensor(1.0),))
     (tensor(9.), tensor(6.))
     """
+    function_of("jvp", f, "gf.jvp(f, (x,), (v,))")
     if not isinstance(primals, list | tuple) or not isinstance(tangents, list | tuple) or len(primals) != len(tangents):
         raise ArgumentError(
             explain(
@@ -330,7 +340,7 @@ def hvp(f: Function, x: Any, v: Any) -> Any:
     >>> gf.hvp(lambda x: (x**3).sum(), gf.tensor([1.0, 2.0]), gf.tensor([1.0, 0.0]))
     tensor([6., 0.])
     """
-    _, pullback = vjp(grad(f), x)
+    _, pullback = vjp(grad(function_of("hvp", f, "gf.hvp(f, x, v)")), x)
     return pullback(v)[0]
 
 
@@ -342,6 +352,7 @@ def jacobian(f: Function, argnums: int = 0) -> Function:
             [0., 4.]])
     """
 
+    function_of("jacobian", f, "gf.jacobian(f)(x)")
     _refuse_several("jacobian", argnums)
 
     @wraps(f)
@@ -377,6 +388,7 @@ def hessian(f: Function, argnums: int = 0) -> Function:
     tensor([[4., 2.],
             [2., 0.]])
     """
+    function_of("hessian", f, "gf.hessian(f)(x)")
     _refuse_several("hessian", argnums)
     gradient = grad(f, argnums)
 
@@ -417,13 +429,18 @@ class custom_vjp:  # noqa: N801
     """
 
     def __init__(self, function: Function) -> None:
-        self.function = function
+        self.function = function_of("custom_vjp", function, "@gf.custom_vjp above a function")
         self.forward: Function | None = None
         self.backward: Callable[[Any, Tensor], Any] | None = None
         update_wrapper(self, function)
 
     def defvjp(self, forward: Function, backward: Callable[[Any, Tensor], Any]) -> None:
         """Give the pair: forward(*args) → (value, residuals), backward(residuals, g) → cotangents."""
+        name = getattr(self, "__name__", "f")
+        for part, given in {"forward": forward, "backward": backward}.items():
+            if not callable(given):
+                reason = "the derivative is given by a pair of functions."
+                raise wrong_kind(f"{name}.defvjp", part, given, reason, f"{name}.defvjp(forward, backward)")
         self.forward, self.backward = forward, backward
 
     def __call__(self, *args: Any) -> Any:

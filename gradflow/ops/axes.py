@@ -36,11 +36,11 @@ def refuse(
       fix: gf.sum(x, axis=0)
     """
     if positional:
-        value = shown(positional[0])
-        meant = isinstance(positional[0], int | tuple) or positional[0] is None
-        fix = f"gf.{function}({arrays}, {setting}={value})" if meant else f"gf.{function}({arrays})"
+        given = positional[0]
+        meant = isinstance(given, int | tuple) or given is None
+        fix = f"gf.{function}({arrays}, {setting}={given})" if meant else f"gf.{function}({arrays})"
         reason = f"it takes {arrays} by position, and settings by name."
-        raise DTypeError(explain(f"{function}() got {value} by position.", reason, fix))
+        raise DTypeError(explain(f"{function}() got {shown(given)} by position.", reason, fix))
     name, value = next(iter(wrong.items()))
     ours = _OURS.get(name)
     mistake = f"{function}() got an unexpected keyword argument {name!r}" + (f": use {ours}=." if ours else ".")

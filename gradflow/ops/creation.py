@@ -420,9 +420,10 @@ def eye(
     tensor([[1., 0.],
             [0., 1.]])
     """
-    shape = _shape((n_rows, n_rows if n_cols is None else n_cols))
+    rows, columns = _shape((n_rows, n_rows if n_cols is None else n_cols))
     offset = integer("eye", "k", k)
-    return tensor(np.eye(*shape, offset, get_default_dtype() if dtype is None else check_dtype(dtype)), backend=backend)
+    wanted = get_default_dtype() if dtype is None else check_dtype(dtype)
+    return tensor(np.eye(rows, columns, offset, wanted), backend=backend)
 
 
 def to(t: Tensor, target: Any, /) -> Tensor:

@@ -346,9 +346,9 @@ def mse_loss(input: Operand, target: Operand, /, *, reduction: str = "mean") -> 
     """
     x, t = as_pair(input, target)
     _same_shape("mse_loss", x, t)
+    _check_reduction("mse_loss", reduction)
     if reduction == "mean":
         return mean_squared_error(x, t)
-    _check_reduction("mse_loss", reduction)
     return _reduced(OPS.square(x - t), reduction)
 
 

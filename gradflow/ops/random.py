@@ -184,8 +184,14 @@ def normal(
     (2, 3)
     """
     mean, std = number("normal", "mean", mean), number("normal", "std", std)
-    if not std >= 0:
-        raise ArgumentError(explain(f"normal with std={std}.", "a standard deviation is not negative.", "std=1.0"))
+    if not (0 <= std < math.inf and math.isfinite(mean)):
+        raise ArgumentError(
+            explain(
+                f"normal with std={std}." if math.isfinite(mean) else f"normal with mean={mean}.",
+                "a standard deviation is not negative, and neither number is infinite.",
+                "std=1.0",
+            )
+        )
     out, _ = _draw(random_normal, shape, dtype, generator, backend)
     return out if (mean, std) == (0.0, 1.0) else out * float(std) + float(mean)
 
