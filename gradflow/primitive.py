@@ -311,7 +311,7 @@ def _common_dtype(prim: Primitive, strong: list[np.dtype[Any]], weak: list[Any])
                     explain(
                         f"{prim.name} of a {target} tensor and {', '.join(map(str, weak))}.",
                         f"{target} holds {np.iinfo(target).min} to {np.iinfo(target).max}.",
-                        "x.astype(gf.int64)",
+                        "x.astype(gf.int64)" if target != np.int64 else "x.astype(gf.float64)",
                     )
                 )
         if target.kind == "b" and any(isinstance(w, int) and not isinstance(w, bool) for w in weak):
@@ -444,16 +444,19 @@ def _failed(prim: Primitive, error: Exception, operands: tuple[Any, ...], settin
     given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
     shapes = " and ".join(str(t.shape) for t in coerced)
     mistake = f"{prim.name}{f'({given})' if given else ''} of shape{'s' * (len(coerced) > 1)} {shapes}."
-    hint = prim.hint or "compare the shapes: print(x.shape, y.shape)"
+    hint = prim.hint or f"look at the shapes: print({', '.join(f'{o}.shape' for o in prim.operands)})"
+    reason = f"{str(error).strip().rstrip('.')}."
     if isinstance(error, IndexError):
         raise IndexRangeError(
             explain(f"an index of a tensor of shape {shapes}.", f"{error}.", "indices run from -n to n - 1")
         ) from error
     if isinstance(error, ValueError):
         kind = ShapeError if any(word in str(error) for word in _SHAPE_WORDS) else ArgumentError
-        raise kind(explain(mistake, f"{error}.", hint)) from error
+        raise kind(explain(mistake, reason, hint)) from error
     dtypes = " and ".join(t.dtype.name for t in coerced)
-    raise DTypeError(explain(mistake.replace(shapes, f"{shapes} and dtype {dtypes}"), f"{error}.", hint)) from error
+    raise DTypeError(
+        explain(mistake.replace(shapes, f"{shapes} and dtype {dtypes}"), reason, "x.astype(gf.float32)")
+    ) from error
 
 
 def _refuse_derivative(prim: Primitive, operands: tuple[Tensor, ...], names: list[str]) -> None:

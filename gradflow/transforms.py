@@ -153,6 +153,12 @@ def _refuse_several(what: str, argnums: Any) -> None:
         )
 
 
+def _name(f: Any) -> str:
+    """What a corrected call names a function."""
+    name = getattr(f, "__name__", "")
+    return name if isinstance(name, str) and name.isidentifier() else "f"
+
+
 def _argnums(f: Function, argnums: int | Sequence[int], given: int) -> tuple[int, ...]:
     mistake = f"argnums={shown(argnums)}."
     numbers = integers(mistake, argnums, why="it is the position of an argument, or a tuple of them.", fix="argnums=0")
@@ -162,7 +168,7 @@ def _argnums(f: Function, argnums: int | Sequence[int], given: int) -> tuple[int
                 explain(
                     f"argnums={argnums} for a call with {given} positional arguments.",
                     "derivatives are taken with respect to positional arguments, counted from 0.",
-                    f"gf.grad({getattr(f, '__name__', 'f')}, argnums=0)(x)",
+                    f"gf.grad({_name(f)}, argnums=0)(x)",
                 )
             )
     found = tuple(int(i) % given for i in numbers)
@@ -436,7 +442,7 @@ class custom_vjp:  # noqa: N801
 
     def defvjp(self, forward: Function, backward: Callable[[Any, Tensor], Any]) -> None:
         """Give the pair: forward(*args) → (value, residuals), backward(residuals, g) → cotangents."""
-        name = getattr(self, "__name__", "f")
+        name = _name(self)
         for part, given in {"forward": forward, "backward": backward}.items():
             if not callable(given):
                 reason = "the derivative is given by a pair of functions."
@@ -447,7 +453,7 @@ class custom_vjp:  # noqa: N801
         """Call the function; where a derivative may be wanted, through `forward`."""
         if not get_mode().recording or not any(isinstance(a, Tensor) and a.requires_grad for a in _leaves(args)):
             return self.function(*args)
-        name = getattr(self, "__name__", "f")
+        name = _name(self)
         if self.forward is None or self.backward is None:
             raise GraphError(
                 explain(f"{name} has no derivative.", "custom_vjp needs a pair.", f"{name}.defvjp(forward, backward)")

@@ -28,7 +28,7 @@ def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
     >>> gf.nn.utils.parameters_to_vector(gf.nn.MLP([2, 10, 1]).parameters()).shape
     (41,)
     """
-    return concat([reshape(p, (-1,)) for p in _tensors("parameters_to_vector", parameters)])
+    return concat([reshape(p, (-1,)) for p in _tensors("parameters_to_vector", parameters, "model.parameters()")])
 
 
 def vector_to_parameters(vector: Tensor, parameters: Iterable[Tensor]) -> None:
@@ -42,7 +42,7 @@ def vector_to_parameters(vector: Tensor, parameters: Iterable[Tensor]) -> None:
     >>> model.weight, model.bias
     (parameter([[1., 2.]]), parameter([3.]))
     """
-    parameters = _tensors("vector_to_parameters", parameters, "vector, ")
+    parameters = _tensors("vector_to_parameters", parameters, "vector, model.parameters()")
     if not isinstance(vector, Tensor):
         fix = "gf.nn.utils.vector_to_parameters(vector, model.parameters())"
         raise wrong_kind("vector_to_parameters", "vector", vector, "it is one Tensor of all weights.", fix)
@@ -226,13 +226,15 @@ def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float) -
 
 
 def _grads(function: str, parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
-    given = [parameters] if isinstance(parameters, Tensor) else _tensors(function, parameters)
+    given = (
+        [parameters] if isinstance(parameters, Tensor) else _tensors(function, parameters, "model.parameters(), 1.0")
+    )
     return [parameter.grad for parameter in given if parameter.grad is not None]
 
 
-def _tensors(function: str, parameters: Iterable[Tensor], before: str = "") -> list[Tensor]:
-    """The parameters as a list, each a Tensor."""
-    fix = f"gf.nn.utils.{function}({before}model.parameters())"
+def _tensors(function: str, parameters: Iterable[Tensor], corrected: str) -> list[Tensor]:
+    """The parameters as a list, each a Tensor; `corrected` are the arguments of a right call."""
+    fix = f"gf.nn.utils.{function}({corrected})"
     if isinstance(parameters, Module | Tensor | str | bytes | np.ndarray | Mapping) or not hasattr(
         parameters, "__iter__"
     ):

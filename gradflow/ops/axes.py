@@ -18,15 +18,25 @@ _OURS = {
 }
 
 
-def refuse(
-    function: str, positional: Sequence[object], wrong: Mapping[str, object], arrays: str = "x", setting: str = "axis"
-) -> NoReturn:
+_ARRAYS = {
+    "concat": "[x, y]",
+    "stack": "[x, y]",
+    "take": "x, indices",
+    "take_along_axis": "x, indices",
+}
+
+
+def _call(function: str, name: str, value: object) -> str:
+    """A corrected call, such as gf.sum(x, axis=0)."""
+    return f"gf.{function}({_ARRAYS.get(function, 'x')}, {name}={value!r})"
+
+
+def refuse(function: str, positional: Sequence[object], wrong: Mapping[str, object], setting: str = "axis") -> NoReturn:
     """Raise the error for arguments that a function does not have; for another library's keyword, name ours.
 
     Args:
         positional: what was given by position after the arrays.
         wrong: what was given by a keyword that the function does not have.
-        arrays: how the arrays are written in a corrected call.
         setting: what a value given by position was most likely meant for.
 
     >>> gf.sum(gf.ones(3), dim=0)
@@ -36,33 +46,37 @@ def refuse(
       fix: gf.sum(x, axis=0)
     """
     if positional:
-        given = positional[0]
+        given, arrays = positional[0], _ARRAYS.get(function, "x")
         meant = isinstance(given, int | tuple) or given is None
-        fix = f"gf.{function}({arrays}, {setting}={given})" if meant else f"gf.{function}({arrays})"
+        fix = _call(function, setting, given) if meant else f"gf.{function}({arrays})"
         reason = f"it takes {arrays} by position, and settings by name."
         raise DTypeError(explain(f"{function}() got {shown(given)} by position.", reason, fix))
     name, value = next(iter(wrong.items()))
     ours = _OURS.get(name)
     mistake = f"{function}() got an unexpected keyword argument {name!r}" + (f": use {ours}=." if ours else ".")
-    fix = f"gf.{function}({arrays}, {ours}={value!r})" if ours else f"help(gf.{function})"
+    fix = _call(function, ours, value) if ours else f"help(gf.{function})"
     raise DTypeError(explain(mistake, "gradflow names arguments as NumPy and the array API standard do.", fix))
 
 
-def canonical_axis(function: str, axis: Any, ndim: int) -> int:
+def canonical_axis(function: str, axis: Any, ndim: int, *, name: str = "axis", fix: str = "") -> int:
     """One axis, counted from the front.
+
+    Args:
+        name: what the function calls it.
+        fix: a corrected call where it is not given by that name.
 
     Raises:
         IndexRangeError: the axis is outside [−ndim, ndim).
         DTypeError: the axis is not an integer.
     """
-    i = integer(function, "axis", axis, why="an axis is an integer.", fix=f"gf.{function}(x, axis=0)")
+    i = integer(function, "axis", axis, why="an axis is an integer.", fix=fix or _call(function, name, 0))
     if not -ndim <= i < ndim:
         valid = f"it has axes {-ndim}…{ndim - 1}" if ndim else "it has none"
         raise IndexRangeError(
             explain(
                 f"{function}() got axis={i} for a tensor of {ndim} axes.",
                 f"{valid}.",
-                f"gf.{function}(x, axis={ndim - 1})",
+                fix or (_call(function, name, ndim - 1) if ndim else f"{function} of a tensor that has axes"),
             )
         )
     return i % ndim
@@ -85,7 +99,7 @@ def canonical_axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
             explain(
                 f"{function}() got axis={axis!r}, which names one axis twice.",
                 "each axis can be given once.",
-                f"gf.{function}(x, axis={tuple(dict.fromkeys(axes))})",
+                _call(function, "axis", tuple(dict.fromkeys(axes))),
             )
         )
     return axes

@@ -355,7 +355,7 @@ def take(x: Operand, indices: Operand, /, *positional: object, axis: int | None 
             [4.]])
     """
     if positional or wrong:
-        refuse("take", positional, wrong, "x, indices")
+        refuse("take", positional, wrong)
     x = as_tensor(x)
     if axis is None and x.ndim > 1:
         raise ArgumentError(
@@ -373,7 +373,7 @@ def take_along_axis(x: Operand, indices: Operand, /, *positional: object, axis: 
             [3.]])
     """
     if positional or wrong:
-        refuse("take_along_axis", positional, wrong, "x, indices")
+        refuse("take_along_axis", positional, wrong)
     x = as_tensor(x)
     index = _integers("take_along_axis", indices, x)
     at = canonical_axis("take_along_axis", axis, x.ndim)

@@ -119,7 +119,7 @@ def flatten(x: Operand, /, *positional: object, start_axis: int = 0, **wrong: ob
     if positional or wrong:
         refuse("flatten", positional, wrong, setting="start_axis")
     x = as_tensor(x)
-    start = canonical_axis("flatten", start_axis, x.ndim) if x.ndim else 0
+    start = canonical_axis("flatten", start_axis, x.ndim, name="start_axis") if x.ndim else 0
     return _reshape(x, shape=(*x.shape[:start], math.prod(x.shape[start:])))
 
 
@@ -135,7 +135,7 @@ def permute_dims(x: Operand, /, axes: Sequence[int]) -> Tensor:
     x = as_tensor(x)
     fix = f"gf.permute_dims(x, {tuple(reversed(range(x.ndim)))})"
     given = integers(f"permute_dims by {shown(axes)}.", axes, why="axes are integers.", fix=fix)
-    order = tuple(canonical_axis("permute_dims", axis, x.ndim) for axis in given)
+    order = tuple(canonical_axis("permute_dims", axis, x.ndim, fix=fix) for axis in given)
     if sorted(order) != list(range(x.ndim)):
         raise ShapeError(
             explain(
@@ -154,7 +154,7 @@ def moveaxis(x: Operand, source: int, destination: int, /) -> Tensor:
     (3, 4, 2)
     """
     x = as_tensor(x)
-    from_, to = canonical_axis("moveaxis", source, x.ndim), canonical_axis("moveaxis", destination, x.ndim)
+    from_, to = (canonical_axis("moveaxis", a, x.ndim, fix="gf.moveaxis(x, 0, -1)") for a in (source, destination))
     order = [i for i in range(x.ndim) if i != from_]
     order.insert(to, from_)
     return _permute_dims(x, axes=tuple(order))
@@ -247,7 +247,7 @@ def concat(arrays: Sequence[Operand], /, *positional: object, axis: int | None =
     tensor([1., 2., 3.])
     """
     if positional or wrong:
-        refuse("concat", positional, wrong, "[x, y]")
+        refuse("concat", positional, wrong)
     tensors = _together("concat", arrays)
     if axis is None:
         return _concat(*(flatten(t) for t in tensors), axis=0)
@@ -279,7 +279,7 @@ def stack(arrays: Sequence[Operand], /, *positional: object, axis: int = 0, **wr
             [2., 4.]])
     """
     if positional or wrong:
-        refuse("stack", positional, wrong, "[x, y]")
+        refuse("stack", positional, wrong)
     tensors = _together("stack", arrays)
     for i, t in enumerate(tensors):
         if t.shape != tensors[0].shape:
