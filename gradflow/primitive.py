@@ -36,6 +36,7 @@ from gradflow.errors import (
     IndexRangeError,
     ShapeError,
     explain,
+    sentence,
 )
 from gradflow.mode import NO_GRAD, RECORD, get_mode
 from gradflow.tape import Node
@@ -445,10 +446,10 @@ def _failed(prim: Primitive, error: Exception, operands: tuple[Any, ...], settin
     shapes = " and ".join(str(t.shape) for t in coerced)
     mistake = f"{prim.name}{f'({given})' if given else ''} of shape{'s' * (len(coerced) > 1)} {shapes}."
     hint = prim.hint or f"look at the shapes: print({', '.join(f'{o}.shape' for o in prim.operands)})"
-    reason = f"{str(error).strip().rstrip('.')}."
+    reason = sentence(error)
     if isinstance(error, IndexError):
         raise IndexRangeError(
-            explain(f"an index of a tensor of shape {shapes}.", f"{error}.", "indices run from -n to n - 1")
+            explain(f"an index of a tensor of shape {shapes}.", reason, "indices run from -n to n - 1")
         ) from error
     if isinstance(error, ValueError):
         kind = ShapeError if any(word in str(error) for word in _SHAPE_WORDS) else ArgumentError

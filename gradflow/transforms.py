@@ -159,9 +159,13 @@ def _name(f: Any) -> str:
     return name if isinstance(name, str) and name.isidentifier() else "f"
 
 
+def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    why = "it is the position of an argument, or a tuple of them."
+    return integers(f"argnums={shown(argnums)}.", argnums, why=why, fix="argnums=0")
+
+
 def _argnums(f: Function, argnums: int | Sequence[int], given: int) -> tuple[int, ...]:
-    mistake = f"argnums={shown(argnums)}."
-    numbers = integers(mistake, argnums, why="it is the position of an argument, or a tuple of them.", fix="argnums=0")
+    numbers = _positions(argnums)
     for i in numbers:
         if not -given <= i < given:
             raise ArgumentError(
@@ -199,6 +203,7 @@ def value_and_grad(f: Function, argnums: int | Sequence[int] = 0, *, has_aux: bo
 
     function_of("value_and_grad", f, "gf.value_and_grad(f)(x)")
     has_aux = flag("value_and_grad", "has_aux", has_aux)
+    _positions(argnums)
 
     @wraps(f)
     def with_gradient(*args: Any, **kwargs: Any) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from gradflow.arguments import flag, integer, integers, number, shown
 from gradflow.backend import Backend, resolve
 from gradflow.config import get_default_dtype
-from gradflow.errors import ArgumentError, DTypeError, GradflowError, GraphError, ShapeError, explain
+from gradflow.errors import ArgumentError, DTypeError, GradflowError, GraphError, ShapeError, explain, sentence
 from gradflow.mode import get_mode
 from gradflow.primitive import namespace
 from gradflow.tensor import OPS, Operand, Tensor, wrap
@@ -68,7 +68,9 @@ def _python_data(data: Any, wanted: np.dtype[Any] | None) -> np.ndarray:
     except ValueError as error:
         raise ArgumentError(
             explain(
-                f"the data are ragged: {error}.", "every row must have the same length.", "gf.tensor([[1, 2], [3, 4]])"
+                f"the data are ragged: {sentence(error)}",
+                "every row must have the same length.",
+                "gf.tensor([[1, 2], [3, 4]])",
             )
         ) from error
     if array.dtype.kind == "f" and wanted is None and (array.size == 0 or not _holds_arrays(data)):
@@ -267,7 +269,7 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
         raise
     except (BufferError, ValueError) as error:
         mistake = f"from_dlpack of a {type(x).__name__}{f' with device={shown(device)}' if device is not None else ''}."
-        raise ArgumentError(explain(mistake, f"{error}.", "gf.asarray(numpy_array)")) from error
+        raise ArgumentError(explain(mistake, sentence(error), "gf.asarray(numpy_array)")) from error
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
@@ -379,7 +381,7 @@ def arange(
         values = np.arange(first, last, step, dtype=wanted)
     except (ValueError, OverflowError) as error:
         call = f"arange({first}, {last}, {step})"
-        raise ArgumentError(explain(f"{call} has no length.", f"{error}.", "gf.arange(0, 10, 1)")) from error
+        raise ArgumentError(explain(f"{call} has no length.", sentence(error), "gf.arange(0, 10, 1)")) from error
     return tensor(values, backend=backend)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradflow.backend import ARRAY
-from gradflow.errors import ArgumentError, DTypeError, GraphError, IndexRangeError, ShapeError, explain
+from gradflow.errors import ArgumentError, DTypeError, GraphError, IndexRangeError, ShapeError, explain, sentence
 from gradflow.mode import get_mode
 from gradflow.ops.axes import canonical_axis, refuse
 from gradflow.ops.creation import as_tensor, make_tensor
@@ -291,7 +291,7 @@ def _write(what: str, write: Any, x: Tensor, value: Tensor, *indices: Tensor, **
         write(x, value, *indices, **key)
     except IndexError as error:
         raise IndexRangeError(
-            explain(f"{what} in a tensor of shape {x.shape}.", f"{error}.", "indices run from -n to n - 1")
+            explain(f"{what} in a tensor of shape {x.shape}.", sentence(error), "indices run from -n to n - 1")
         ) from error
     except ValueError as error:
         if "read-only" in str(error):
@@ -304,7 +304,9 @@ def _write(what: str, write: Any, x: Tensor, value: Tensor, *indices: Tensor, **
             ) from error
         raise ShapeError(
             explain(
-                f"{what}: a value of shape {value.shape} into a tensor of shape {x.shape}.", f"{error}.", "t[...] = 0.0"
+                f"{what}: a value of shape {value.shape} into a tensor of shape {x.shape}.",
+                sentence(error),
+                "t[...] = 0.0",
             )
         ) from error
 

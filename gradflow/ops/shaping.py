@@ -300,6 +300,7 @@ def _together(name: str, arrays: Sequence[Operand]) -> tuple[Tensor, ...]:
         isinstance(arrays, Tensor | np.ndarray)
         and arrays.ndim == 0
         or not isinstance(arrays, Sequence | Tensor | np.ndarray)
+        or isinstance(arrays, str | bytes)
     ):
         raise DTypeError(
             explain(f"{name} of a {type(arrays).__name__}.", "it takes a sequence of tensors.", f"gf.{name}([x, y])")
