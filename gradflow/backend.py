@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
 
 from gradflow.config import env_text
-from gradflow.errors import ArgumentError, BackendUnavailableError, UnknownBackendError, explain
+from gradflow.errors import ArgumentError, BackendUnavailableError, DTypeError, UnknownBackendError, explain
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -152,6 +152,7 @@ def resolve(backend: str | Backend | None = None) -> Backend:
     Raises:
         UnknownBackendError: a name that nothing offers.
         BackendUnavailableError: a backend that cannot be used on this machine.
+        DTypeError: neither a name nor a Backend.
 
     >>> from gradflow.backend import resolve
     >>> resolve("NumPy") is resolve("numpy:cpu")
@@ -165,6 +166,14 @@ def resolve(backend: str | Backend | None = None) -> Backend:
     if isinstance(backend, str):
         found = _by_text.get(backend)
         return found if found is not None else _named(backend, 'backend="{}"')
+    if not isinstance(backend, Backend):
+        raise DTypeError(
+            explain(
+                f"a {type(backend).__name__} as a backend.",
+                "a backend is chosen by its name, or is a Backend that gradflow made.",
+                'backend="numpy"',
+            )
+        )
     return backend
 
 
@@ -177,6 +186,7 @@ def use_backend(backend: str | Backend) -> Iterator[Backend]:
     Raises:
         UnknownBackendError: a name that nothing offers.
         BackendUnavailableError: a backend that cannot be used on this machine.
+        DTypeError: neither a name nor a Backend.
 
     >>> with gf.use_backend("numpy") as backend:
     ...     print(backend.name, gf.tensor([1.0]).backend is backend)
@@ -196,6 +206,7 @@ def set_backend(backend: str | Backend | None) -> None:
     Raises:
         UnknownBackendError: a name that nothing offers.
         BackendUnavailableError: a backend that cannot be used on this machine.
+        DTypeError: neither a name nor a Backend.
 
     >>> gf.set_backend("numpy")
     >>> gf.get_backend().name

@@ -80,7 +80,7 @@ def set_default_dtype(dtype: Any) -> None:
     global _default_dtype
     try:
         wanted: np.dtype[Any] | None = None if dtype is None else np.dtype(dtype)  # NumPy reads None as float64
-    except TypeError:
+    except (TypeError, ValueError):
         wanted = None
     if wanted != np.float32 and wanted != np.float64:
         raise DTypeError(

@@ -14,6 +14,16 @@ def explain(mistake: str, reason: str, fix: str) -> str:
     return f"{mistake}\n  why: {reason}\n  fix: {fix}"
 
 
+def sentence(error: BaseException) -> str:
+    """What another library's error says, on one line, as a reason.
+
+    >>> from gradflow.errors import sentence
+    >>> sentence(ValueError("axes don't\\n match array.."))
+    "axes don't match array."
+    """
+    return f"{' '.join(str(error).split()).rstrip('.')}."
+
+
 class GradflowError(Exception):
     """Base of every error that gradflow raises on purpose."""
 

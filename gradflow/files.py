@@ -16,6 +16,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
     So a crash or an error half-way leaves the old file whole (or no file), never half of the new one. The new file
     has the permissions of the old one, or those the umask gives; a symbolic link stays and its target is replaced.
 
+    A process that is killed meanwhile leaves the temporary file, ``.gradflow-….tmp``, and what the writer may have put
+    beside it (the safetensors package a ``.tmp…``). Nothing reads them, and they may be deleted.
+
     Raises:
         OSError: the folder does not exist or cannot be written to, or ``path`` is write-protected or is no file.
 

@@ -25,6 +25,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import numpy as np
 
 from gradflow import tape
+from gradflow.arguments import wrong_kind
 from gradflow.backend import Backend, resolve
 from gradflow.config import get_default_dtype
 from gradflow.errors import (
@@ -35,6 +36,7 @@ from gradflow.errors import (
     IndexRangeError,
     ShapeError,
     explain,
+    sentence,
 )
 from gradflow.mode import NO_GRAD, RECORD, get_mode
 from gradflow.tape import Node
@@ -131,6 +133,11 @@ def primitive(dtypes: DTypes, *, name: str | None = None, **options: Any) -> Cal
             kernel failed, to raise the error that says why).
     """
 
+    if not isinstance(dtypes, str):
+        raise wrong_kind(
+            "primitive", "dtypes", dtypes, "it is applied with the kind of its dtypes.", '@primitive("float")'
+        )
+
     def register(stub: F) -> F:
         prim = Primitive(stub, name or stub.__name__, dtypes, dict(options))
         if prim.name in REGISTRY:
@@ -148,8 +155,16 @@ def primitive(dtypes: DTypes, *, name: str | None = None, **options: Any) -> Cal
 
 
 def of(function: Callable[..., Any]) -> Primitive:
-    """The primitive behind a public function."""
-    return cast(Primitive, function.primitive)  # type: ignore[attr-defined]
+    """The primitive behind a public function.
+
+    Raises:
+        DTypeError: something that `primitive` did not make.
+    """
+    found = getattr(function, "primitive", None)
+    if not isinstance(found, Primitive):
+        reason = "a rule belongs to a function that @primitive made."
+        raise wrong_kind("defvjp", "function", function, reason, '@primitive("float") above its definition')
+    return found
 
 
 def defvjp(function: Callable[..., Any], **rules: Rule) -> None:
@@ -164,6 +179,9 @@ def defvjp(function: Callable[..., Any], **rules: Rule) -> None:
     if prim.variadic:
         known |= {"position", f"{prim.operands[-1]}_shapes"}
     for operand, rule in rules.items():
+        if not isinstance(rule, FunctionType):
+            reason = "a rule says by the names of its arguments what it reads."
+            raise wrong_kind("defvjp", operand, rule, reason, f"defvjp({prim.name}, {operand}=lambda xp, g, out: ...)")
         code = rule.__code__
         names = code.co_varnames[2 : code.co_argcount]
         if operand not in prim.position or not known.issuperset(names):
@@ -185,8 +203,12 @@ def defvjp(function: Callable[..., Any], **rules: Rule) -> None:
 
 def defimpl(function: Callable[..., Any], impl: Callable[..., Any]) -> None:
     """Say how a primitive is computed from others over `xp`, for backends without a kernel of its name."""
-    of(function).impl = impl
-    _forget(of(function).name)
+    prim = of(function)
+    if not callable(impl):
+        reason = "it computes the primitive from others over xp."
+        raise wrong_kind("defimpl", "impl", impl, reason, f"defimpl({prim.name}, lambda xp, x: ...)")
+    prim.impl = impl
+    _forget(prim.name)
 
 
 def _forget(name: str) -> None:
@@ -290,13 +312,13 @@ def common_dtype(name: str, dtypes: DTypes, strong: list[np.dtype[Any]], weak: l
                     explain(
                         f"{name} of a {target} tensor and {', '.join(map(str, weak))}.",
                         f"{target} holds {np.iinfo(target).min} to {np.iinfo(target).max}.",
-                        "x.astype(gf.int64)",
+                        "x.astype(gf.int64)" if target != np.int64 else "x.astype(gf.float64)",
                     )
                 )
         if target.kind == "b" and any(isinstance(w, int) and not isinstance(w, bool) for w in weak):
             target = np.dtype(np.int64)
     else:
-        target = np.dtype(np.bool_ if all(isinstance(w, bool) for w in weak) else np.int64)
+        target = np.result_type(*map(_natural_dtype, weak))
     return default if dtypes == "float" and target.kind != "f" else target
 
 
@@ -358,6 +380,10 @@ def coerce(prim: Primitive, operands: Sequence[Any]) -> tuple[Tensor, ...]:
 def _natural_dtype(value: Any) -> np.dtype[Any]:
     if isinstance(value, float):
         return get_default_dtype()
+    if not _holds(np.dtype(np.int64), value):
+        raise ArgumentError(
+            explain(f"an operand {value}.", "integers have 64 bits, -2**63 to 2**63 - 1.", f"float({value})")
+        )
     return np.dtype(np.bool_ if isinstance(value, bool) else np.int64)
 
 
@@ -420,16 +446,19 @@ def _failed(prim: Primitive, error: Exception, operands: tuple[Any, ...], settin
     given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
     shapes = " and ".join(str(t.shape) for t in coerced)
     mistake = f"{prim.name}{f'({given})' if given else ''} of shape{'s' * (len(coerced) > 1)} {shapes}."
-    hint = prim.hint or "compare the shapes: print(x.shape, y.shape)"
+    hint = prim.hint or f"look at the shapes: print({', '.join(f'{o}.shape' for o in prim.operands)})"
+    reason = sentence(error)
     if isinstance(error, IndexError):
         raise IndexRangeError(
-            explain(f"an index of a tensor of shape {shapes}.", f"{error}.", "indices run from -n to n - 1")
+            explain(f"an index of a tensor of shape {shapes}.", reason, "indices run from -n to n - 1")
         ) from error
     if isinstance(error, ValueError):
         kind = ShapeError if any(word in str(error) for word in _SHAPE_WORDS) else ArgumentError
-        raise kind(explain(mistake, f"{error}.", hint)) from error
+        raise kind(explain(mistake, reason, hint)) from error
     dtypes = " and ".join(t.dtype.name for t in coerced)
-    raise DTypeError(explain(mistake.replace(shapes, f"{shapes} and dtype {dtypes}"), f"{error}.", hint)) from error
+    raise DTypeError(
+        explain(mistake.replace(shapes, f"{shapes} and dtype {dtypes}"), reason, "x.astype(gf.float32)")
+    ) from error
 
 
 def _refuse_derivative(prim: Primitive, operands: tuple[Tensor, ...], names: list[str]) -> None:

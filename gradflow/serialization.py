@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradflow.errors import ArgumentError, DTypeError, MissingDependencyError, StateDictError, explain
+from gradflow.arguments import wrong_kind
+from gradflow.errors import ArgumentError, DTypeError, MissingDependencyError, StateDictError, explain, sentence
 from gradflow.files import replacing
 from gradflow.ops.creation import DTYPES, asarray
 from gradflow.tensor import Tensor
@@ -72,6 +73,7 @@ def save(path: str | os.PathLike[str], state: object) -> None:
     """
     import json
 
+    path = _path("save", path, "gf.save(path, state)")
     if not isinstance(state, Mapping) and hasattr(state, "state_dict"):
         state = state.state_dict()
     arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -90,7 +92,7 @@ def save(path: str | os.PathLike[str], state: object) -> None:
         try:
             safetensors.numpy.save_file(arrays, temporary, metadata={_METADATA_KEY: header})
         except safetensors.SafetensorError as error:  # its name for a full disk, too
-            raise OSError(f"{os.fspath(path)} cannot be written: {error}") from error
+            raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def load(path: str | os.PathLike[str], *, backend: str | Backend | None = None) -> Any:
@@ -120,21 +122,30 @@ def load(path: str | os.PathLike[str], *, backend: str | Backend | None = None) 
     Source: the safetensors format, https://huggingface.co/docs/safetensors
     """
     safetensors = require_safetensors()
-    path = os.fspath(path)
+    path = _path("load", path, "gf.load(path)")
+    _refuse_devices(path)
     with open(path, "rb") as file:  # reports a missing file, a folder or a forbidden file better than the package
         beginning = file.read(32)
     try:
         with safetensors.safe_open(path, framework="np") as opened:
+            _check_header(path)
             names = list(opened.keys())
             _check_dtypes(path, {name: opened.get_slice(name).get_dtype() for name in names})
             header = (opened.metadata() or {}).get(_METADATA_KEY)
             arrays = {name: opened.get_tensor(name) for name in names}
-    except safetensors.SafetensorError as error:
-        raise _unreadable(path, beginning, str(error)) from error
+            _check_booleans(arrays)
+    except (safetensors.SafetensorError, ValueError) as error:  # NumPy's for a shape that no array has
+        raise _unreadable(path, beginning, sentence(error)) from error
     tensors = {name: asarray(array, backend=backend) for name, array in arrays.items()}
     if header is None:  # written by another library
         return tensors
     return _read_header(path, header, tensors)
+
+
+def _path(function: str, path: str | os.PathLike[str], fix: str) -> str:
+    if not isinstance(path, str | os.PathLike):
+        raise wrong_kind(function, "path", path, "it is a text or a pathlib.Path, and comes first.", fix)
+    return os.fsdecode(path)
 
 
 def _encode(value: object, path: tuple[str, ...], arrays: dict[str, np.ndarray[Any, Any]]) -> object:
@@ -196,6 +207,40 @@ def _place(path: tuple[str, ...]) -> str:
     return "the state" + "".join(f"[{key!r}]" for key in path)
 
 
+def _refuse_devices(path: str) -> None:
+    """A pipe would wait for a writer for ever."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise StateDictError(
+            explain(
+                f"{path} is a device or a pipe.", "a state is loaded from a file. Nothing was loaded.", "gf.load(path)"
+            )
+        )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; the readers that there are would take the last of equal names, and lose the others."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r:.80} is there twice")
+    return found
+
+
+def _check_header(path: str) -> None:
+    """Look for names that are there twice in a header that is otherwise right."""
+    import json
+
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        json.loads(file.read(length), object_pairs_hook=_unique)
+
+
+def _check_booleans(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    for name, array in arrays.items():
+        if array.dtype == np.bool_ and array.view(np.uint8).max(initial=0) > 1:
+            raise ValueError(f"{name} holds bytes that are no booleans")
+
+
 def _check_dtypes(path: str, codes: Mapping[str, str]) -> None:
     foreign = {name: code for name, code in codes.items() if code not in _CODES}
     if foreign:
@@ -215,9 +260,9 @@ def _read_header(path: str, header: str, tensors: dict[str, Tensor]) -> object:
     import json
 
     try:
-        document = json.loads(header)
+        document = json.loads(header, object_pairs_hook=_unique)
         version = document["version"]
-        if version == _VERSION:
+        if type(version) is int and version == _VERSION:
             state = _decode(document["state"], tensors)
             if tensors:
                 raise ValueError(f"it has no place for {', '.join(tensors)}")
@@ -248,13 +293,22 @@ def _decode(node: object, tensors: dict[str, Tensor]) -> object:
         case {"tuple": list(items)}:
             return tuple(_decode(item, tensors) for item in items)
         case {"dict": list(pairs)}:
-            return {key: _decode(item, tensors) for key, item in pairs}
+            decoded = {_known_key(key): _decode(item, tensors) for key, item in pairs}
+            if len(decoded) < len(pairs):
+                raise ValueError("a dict has one key twice")
+            return decoded
         case None | bool() | int() | float() | str():
             return node
     raise ValueError(f"no such kind of value: {node!r:.80}")
 
 
-def _unreadable(path: str, beginning: bytes, error: str) -> StateDictError:
+def _known_key(key: object) -> str | int:
+    if isinstance(key, bool) or not isinstance(key, str | int):
+        raise TypeError(f"a dict has the key {key!r:.80}")
+    return key
+
+
+def _unreadable(path: str, beginning: bytes, reason: str) -> StateDictError:
     kind = next((kind for magic, kind in _LOOKS_LIKE.items() if beginning.startswith(magic)), None)
     if not beginning:
         mistake, fix = f"{path} is empty.", "save or copy it again"
@@ -264,7 +318,7 @@ def _unreadable(path: str, beginning: bytes, error: str) -> StateDictError:
     else:
         mistake = f"{path} is not a safetensors file, or a truncated or corrupt one."
         fix = "save or copy it again, and compare the sizes"
-    return StateDictError(explain(mistake, f"{error}. Nothing was loaded.", fix))
+    return StateDictError(explain(mistake, f"{reason} Nothing was loaded.", fix))
 
 
 def require_safetensors() -> ModuleType:

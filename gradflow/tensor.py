@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, cast
 import numpy as np
 
 from gradflow import tape
+from gradflow.arguments import flag, wrong_kind
 from gradflow.errors import ArgumentError, BackendMismatchError, DTypeError, GraphError, ShapeError, explain
 from gradflow.mode import Mode, get_mode, grad_mode, set_mode, using
 from gradflow.tape import Edge, Leaf, Node
@@ -62,6 +63,18 @@ class Tensor:
         self._read("its raw array .data")
         return self._data
 
+    @data.setter
+    def data(self, value: Any) -> None:
+        if value is self._data:  # the end of `t.data += value`, which has written already
+            tape.writes.mark(value, self.backend.extent)
+        raise GraphError(
+            explain(
+                "an assignment to .data.",
+                "a write behind the graph's back would make derivatives wrong in silence.",
+                "with gf.no_grad(): t[...] = value, or t += value",
+            )
+        )
+
     @property
     def backend(self) -> Backend:
         """The backend the array lives on."""
@@ -103,6 +116,10 @@ class Tensor:
         """Whether a derivative with respect to this tensor will be wanted."""
         return self._node is not None
 
+    @requires_grad.setter
+    def requires_grad(self, requires_grad: bool) -> None:
+        self.requires_grad_(requires_grad)
+
     @property
     def is_leaf(self) -> bool:
         """Whether the user made it (True) or an operation that was recorded did (False)."""
@@ -143,7 +160,7 @@ class Tensor:
                     "y = y.detach().requires_grad_()",
                 )
             )
-        if not requires_grad:
+        if not flag("requires_grad_", "requires_grad", requires_grad):
             self._node = None
         elif self._node is None:
             self._node = _leaf(self._data)
@@ -191,6 +208,9 @@ class Tensor:
                     "t.requires_grad_() before the hook",
                 )
             )
+        if not callable(hook):
+            reason = "it is called with the gradient, and returns another or None."
+            raise wrong_kind("register_hook", "hook", hook, reason, "t.register_hook(lambda g: 2 * g)")
         return tape.add_hook(self._node, hook)
 
     def backward(
@@ -223,7 +243,9 @@ class Tensor:
                     "gf.tensor(data, requires_grad=True) before computing the loss",
                 )
             )
-        retain = create_graph if retain_graph is None else retain_graph
+        if create_graph is not False:
+            create_graph = flag("backward", "create_graph", create_graph)
+        retain = create_graph if retain_graph is None else flag("backward", "retain_graph", retain_graph)
         seed = _seed(self, gradient)
         if create_graph or seed._node is not None or get_mode().interpreter is not None:
             with using(grad_mode(create_graph)):
@@ -506,7 +528,7 @@ class Parameter(Tensor):
         source = data if isinstance(data, Tensor) else OPS.make_tensor(data)
         self._data, self._xp = source._data, source._xp
         leaf = _leaf(source._data)  # an integer parameter is refused even when it is frozen
-        self._node = leaf if requires_grad else None
+        self._node = leaf if flag("Parameter", "requires_grad", requires_grad) else None
 
 
 # ---------------------------------------------------------------- making tensors from arrays
@@ -588,6 +610,14 @@ def _seed(of: Tensor, gradient: Operand | None) -> Tensor:
                 )
             )
         return wrap(of._xp.one(of._data.dtype).reshape(shape), of._xp)
+    if isinstance(gradient, bool):
+        raise DTypeError(
+            explain(
+                f"backward() got {gradient} by position.",
+                "what is given by position is the gradient to start from; settings are given by name.",
+                f"loss.backward(retain_graph={gradient})",
+            )
+        )
     seed = gradient if isinstance(gradient, Tensor) else OPS.make_tensor(gradient, dtype=of.dtype, backend=of.backend)
     seed = seed if seed.dtype == of.dtype else cast(Tensor, OPS.astype(seed, dtype=of.dtype))
     check_gradient(seed, of)
@@ -772,9 +802,9 @@ class set_grad_enabled(_GradMode):  # noqa: N801
     __slots__ = ("_before",)
 
     def __init__(self, mode: bool) -> None:
-        super().__init__(mode)
+        super().__init__(flag("set_grad_enabled", "mode", mode))
         self._before = get_mode()
-        set_mode(grad_mode(mode))
+        set_mode(grad_mode(self._recording))
 
     def __enter__(self) -> None:
         set_mode(self._before)

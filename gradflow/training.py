@@ -11,6 +11,7 @@ from typing import Any, final
 
 import numpy as np
 
+from gradflow.arguments import flag, shown, wrong_kind
 from gradflow.data import TensorDataset
 from gradflow.errors import ArgumentError, DTypeError, GradflowError, MissingDependencyError, ShapeError, explain
 from gradflow.nn import Module
@@ -176,7 +177,9 @@ def fit(
     >>> len(history), history.train_loss[-1] < history.train_loss[0] / 10
     (30, True)
     """
-    _check_arguments(model, loss_fn, optimizer, epochs, validation, metrics, monitor, patience)
+    _check_arguments(model, loss_fn, optimizer, epochs, validation, metrics, monitor, patience, callback)
+    restore_best = flag("fit", "restore_best", restore_best)
+    progress = None if progress is None else flag("fit", "progress", progress)
     _check_iterables(epochs, train=train, validation=validation)
     _check_checkpoint(checkpoint)
     history = History(monitor)
@@ -244,6 +247,13 @@ def evaluate(
     >>> scores.keys()
     dict_keys(['loss', 'accuracy'])
     """
+    fix = "evaluate(model, nn.MSELoss(), loader)"
+    if not isinstance(model, Module):
+        raise wrong_kind("evaluate", "model", model, "it is a Module.", fix)
+    if not callable(loss_fn):
+        raise wrong_kind("evaluate", "loss_fn", loss_fn, "it is a function of (output, target).", fix)
+    _check_metrics("evaluate", metrics)
+    _check_batches("evaluate", "batches", batches)
     functions: dict[str, Metric] = {"loss": loss_fn, **(metrics or {})}
     means = {name: _Mean() for name in functions}
     with _in_mode(model, training=False), no_grad():
@@ -401,6 +411,19 @@ def _non_finite(mistake: str, history: History) -> NonFiniteLossError:
 
 
 # -------------------------------------------------------------------------------------------------------- bad arguments
+def _check_metrics(function: str, metrics: Any) -> None:
+    if isinstance(metrics, Mapping | None) and all(callable(metric) for metric in (metrics or {}).values()):
+        return
+    named = isinstance(metrics, Mapping)
+    raise DTypeError(
+        explain(
+            f"{function} got a metric that cannot be called." if named else f"{function} got metrics={shown(metrics)}.",
+            "metrics are functions of (output, target), by name.",
+            'metrics={"accuracy": gf.training.accuracy}',
+        )
+    )
+
+
 def _check_arguments(
     model: Any,
     loss_fn: Any,
@@ -408,10 +431,12 @@ def _check_arguments(
     epochs: Any,
     validation: Any,
     metrics: Any,
-    monitor: str,
+    monitor: Any,
     patience: Any,
+    callback: Any,
 ) -> None:
-    if not isinstance(model, Module) or not callable(loss_fn) or not hasattr(optimizer, "zero_grad"):
+    usable = hasattr(optimizer, "zero_grad") and not isinstance(optimizer, type | Module)
+    if not isinstance(model, Module) or not callable(loss_fn) or not usable:
         given = ", ".join(a.__name__ if isinstance(a, type) else type(a).__name__ for a in (model, loss_fn, optimizer))
         raise DTypeError(
             explain(
@@ -420,21 +445,19 @@ def _check_arguments(
                 "fit(model, nn.MSELoss(), optim.Adam(model.parameters()), loader, epochs=10)",
             )
         )
+    _check_metrics("fit", metrics)
+    if callback is not None and not callable(callback):
+        reason = "it is called with the history after every epoch."
+        raise wrong_kind("fit", "callback", callback, reason, "callback=lambda history: print(history.best)")
     for name, number in {"epochs": epochs, "patience": patience}.items():
         if number is None and name == "patience":
             continue
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             raise ArgumentError(
-                explain(f"fit got {name}={number!r}.", "it is a number of epochs, at least 1.", f"{name}=10")
+                explain(f"fit got {name}={shown(number)}.", "it is a number of epochs, at least 1.", f"{name}=10")
             )
-    if not all(callable(metric) for metric in (metrics or {}).values()):
-        raise DTypeError(
-            explain(
-                "fit got a metric that cannot be called.",
-                "a metric is a function of (output, target).",
-                'metrics={"accuracy": gf.training.accuracy}',
-            )
-        )
+    if not isinstance(monitor, str):
+        raise wrong_kind("fit", "monitor", monitor, "it is the name of a metric.", 'monitor="loss"')
     if validation is None and (metrics or patience is not None or monitor != "loss"):
         raise ArgumentError(
             explain(
@@ -456,14 +479,8 @@ def _check_arguments(
 
 def _check_iterables(epochs: int, **given: Any) -> None:
     for name, batches in given.items():
-        if isinstance(batches, TensorDataset | Tensor | np.ndarray):
-            raise DTypeError(
-                explain(
-                    f"fit got a {type(batches).__name__} as {name}.",
-                    "it takes batches; the items of a data set are single examples.",
-                    f"{name}=gf.data.DataLoader(gf.data.TensorDataset(x, y), batch_size=32)",
-                )
-            )
+        if name == "train" or batches is not None:
+            _check_batches("fit", name, batches)
         if epochs > 1 and isinstance(batches, Iterator):
             raise ArgumentError(
                 explain(
@@ -474,10 +491,24 @@ def _check_iterables(epochs: int, **given: Any) -> None:
             )
 
 
+def _check_batches(function: str, name: str, batches: Any) -> None:
+    wrong = isinstance(batches, TensorDataset | Tensor | np.ndarray | str | bytes | Mapping | type)
+    if wrong or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        raise DTypeError(
+            explain(
+                f"{function} got a {type(batches).__name__} as {name}.",
+                "it takes batches; the items of a data set are single examples.",
+                f"{name}=gf.data.DataLoader(gf.data.TensorDataset(x, y), batch_size=32)",
+            )
+        )
+
+
 def _check_checkpoint(path: str | os.PathLike[str] | None) -> None:
     """Fail before the first epoch and not after it."""
     if path is None:
         return
+    if not isinstance(path, str | os.PathLike):
+        raise wrong_kind("fit", "checkpoint", path, "it is the path of a file.", 'checkpoint="best.safetensors"')
     require_safetensors()
     folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder):

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper, wraps
 from typing import Any, cast
 
+import numpy as np
+
 from gradflow import tape
+from gradflow.arguments import flag, function_of, integers, shown, wrong_kind
 from gradflow.errors import ArgumentError, DTypeError, GraphError, ShapeError, explain
 from gradflow.mode import get_mode, grad_mode, using
 from gradflow.ops.creation import as_tensor, full_like, zeros_like
@@ -140,25 +143,36 @@ def _scalar(out: Any, what: str) -> Tensor:
 
 
 def _refuse_several(what: str, argnums: Any) -> None:
-    if not hasattr(argnums, "__index__"):
+    if not isinstance(argnums, int | np.integer) or isinstance(argnums, bool):
         raise ArgumentError(
             explain(
-                f"gf.{what} with argnums={argnums!r}.",
+                f"gf.{what} with argnums={shown(argnums)}.",
                 f"a {what} is taken with respect to one argument, named by its position.",
                 f"gf.{what}(f, 0)",
             )
         )
 
 
+def _name(f: Any) -> str:
+    """What a corrected call names a function."""
+    name = getattr(f, "__name__", "")
+    return name if isinstance(name, str) and name.isidentifier() else "f"
+
+
+def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    why = "it is the position of an argument, or a tuple of them."
+    return integers(f"argnums={shown(argnums)}.", argnums, why=why, fix="argnums=0")
+
+
 def _argnums(f: Function, argnums: int | Sequence[int], given: int) -> tuple[int, ...]:
-    numbers = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
+    numbers = _positions(argnums)
     for i in numbers:
         if not -given <= i < given:
             raise ArgumentError(
                 explain(
                     f"argnums={argnums} for a call with {given} positional arguments.",
                     "derivatives are taken with respect to positional arguments, counted from 0.",
-                    f"gf.grad({getattr(f, '__name__', 'f')}, argnums=0)(x)",
+                    f"gf.grad({_name(f)}, argnums=0)(x)",
                 )
             )
     found = tuple(int(i) % given for i in numbers)
@@ -186,6 +200,10 @@ def value_and_grad(f: Function, argnums: int | Sequence[int] = 0, *, has_aux: bo
     >>> value, gradient
     (tensor(5.), tensor([2., 4.]))
     """
+
+    function_of("value_and_grad", f, "gf.value_and_grad(f)(x)")
+    has_aux = flag("value_and_grad", "has_aux", has_aux)
+    _positions(argnums)
 
     @wraps(f)
     def with_gradient(*args: Any, **kwargs: Any) -> Any:
@@ -220,6 +238,7 @@ def grad(f: Function, argnums: int | Sequence[int] = 0, *, has_aux: bool = False
     >>> gf.grad(gf.grad(gf.grad(lambda x: x**3)))(gf.tensor(2.0))
     tensor(6.)
     """
+    function_of("grad", f, "gf.grad(f)(x)")
     both = value_and_grad(f, argnums, has_aux=has_aux)
 
     @wraps(f)
@@ -238,6 +257,7 @@ def vjp(f: Function, *primals: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...
     >>> pullback(gf.tensor([1.0, 10.0]))
     (tensor([ 3., 40.]), tensor([ 1., 20.]))
     """
+    function_of("vjp", f, "gf.vjp(f, x)")
     call = _Recorded(f, primals, tuple(range(len(primals))), {})
     outs, _ = flatten(call.out)
 
@@ -291,6 +311,7 @@ def jvp(f: Function, primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[A
     >>> gf.jvp(lambda x: x**2, (gf.tensor(3.0),), (gf.tensor(1.0),))
     (tensor(9.), tensor(6.))
     """
+    function_of("jvp", f, "gf.jvp(f, (x,), (v,))")
     if not isinstance(primals, list | tuple) or not isinstance(tangents, list | tuple) or len(primals) != len(tangents):
         raise ArgumentError(
             explain(
@@ -330,7 +351,7 @@ def hvp(f: Function, x: Any, v: Any) -> Any:
     >>> gf.hvp(lambda x: (x**3).sum(), gf.tensor([1.0, 2.0]), gf.tensor([1.0, 0.0]))
     tensor([6., 0.])
     """
-    _, pullback = vjp(grad(f), x)
+    _, pullback = vjp(grad(function_of("hvp", f, "gf.hvp(f, x, v)")), x)
     return pullback(v)[0]
 
 
@@ -342,6 +363,7 @@ def jacobian(f: Function, argnums: int = 0) -> Function:
             [0., 4.]])
     """
 
+    function_of("jacobian", f, "gf.jacobian(f)(x)")
     _refuse_several("jacobian", argnums)
 
     @wraps(f)
@@ -377,6 +399,7 @@ def hessian(f: Function, argnums: int = 0) -> Function:
     tensor([[4., 2.],
             [2., 0.]])
     """
+    function_of("hessian", f, "gf.hessian(f)(x)")
     _refuse_several("hessian", argnums)
     gradient = grad(f, argnums)
 
@@ -417,20 +440,25 @@ class custom_vjp:  # noqa: N801
     """
 
     def __init__(self, function: Function) -> None:
-        self.function = function
+        self.function = function_of("custom_vjp", function, "@gf.custom_vjp above a function")
         self.forward: Function | None = None
         self.backward: Callable[[Any, Tensor], Any] | None = None
         update_wrapper(self, function)
 
     def defvjp(self, forward: Function, backward: Callable[[Any, Tensor], Any]) -> None:
         """Give the pair: forward(*args) → (value, residuals), backward(residuals, g) → cotangents."""
+        name = _name(self)
+        for part, given in {"forward": forward, "backward": backward}.items():
+            if not callable(given):
+                reason = "the derivative is given by a pair of functions."
+                raise wrong_kind(f"{name}.defvjp", part, given, reason, f"{name}.defvjp(forward, backward)")
         self.forward, self.backward = forward, backward
 
     def __call__(self, *args: Any) -> Any:
         """Call the function; where a derivative may be wanted, through `forward`."""
         if not get_mode().recording or not any(isinstance(a, Tensor) and a.requires_grad for a in _leaves(args)):
             return self.function(*args)
-        name = getattr(self, "__name__", "f")
+        name = _name(self)
         if self.forward is None or self.backward is None:
             raise GraphError(
                 explain(f"{name} has no derivative.", "custom_vjp needs a pair.", f"{name}.defvjp(forward, backward)")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gradflow.arguments import flag
 from gradflow.config import env_text
 from gradflow.errors import DataError, MissingDependencyError, explain
 from gradflow.files import replacing
@@ -81,6 +82,7 @@ def digits(*, flatten: bool = True, seed: int = 0) -> Split:
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
     https://doi.org/10.24432/C50P49 (its test set).
     """
+    flatten = flag("digits", "flatten", flatten)
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -129,6 +131,7 @@ def mnist(*, flatten: bool = True) -> Split:
     Source: Y. LeCun, C. Cortes and C. J. C. Burges, "The MNIST database of handwritten digits", 1998. The split into
     50,000 and 10,000: M. Nielsen, "Neural Networks and Deep Learning", chapter 1.
     """
+    flatten = flag("mnist", "flatten", flatten)
     arrays = list(map(_mnist_array, _MNIST))
     train, test = (
         Examples(

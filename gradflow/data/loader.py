@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradflow.arguments import flag, shown, wrong_kind
 from gradflow.data.dataset import Dataset, TensorDataset
 from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.ops.creation import asarray, tensor
@@ -61,8 +62,8 @@ class DataLoader:
     ) -> None:
         self.dataset = _checked_dataset(dataset)
         self.batch_size = _checked_batch_size(batch_size)
-        self.shuffle = shuffle
-        self.drop_last = drop_last
+        self.shuffle = flag("DataLoader", "shuffle", shuffle)
+        self.drop_last = flag("DataLoader", "drop_last", drop_last)
         if seed is not None and generator is not None:
             raise ArgumentError(
                 explain(
@@ -71,6 +72,9 @@ class DataLoader:
                     f"DataLoader(..., generator=gf.Generator({seed}))",
                 )
             )
+        if not isinstance(generator, Generator | None):
+            reason = "the orders are drawn from a Generator of gradflow, on every backend the same."
+            raise wrong_kind("DataLoader", "generator", generator, reason, "generator=gf.Generator(0)")
         self.generator = generator if seed is None else Generator(seed)
         if len(self) == 0:
             raise ArgumentError(
@@ -102,7 +106,7 @@ class DataLoader:
 def _checked_dataset(dataset: Dataset) -> Dataset:
     # A tuple, too: (images, labels) would be a data set of two items.
     sized = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    if not sized or isinstance(dataset, Tensor | np.ndarray | tuple | dict):
+    if not sized or isinstance(dataset, Tensor | np.ndarray | tuple | dict | str | bytes | type):
         raise DTypeError(
             explain(
                 f"DataLoader got a {type(dataset).__name__} as data set.",
@@ -120,7 +124,9 @@ def _checked_batch_size(batch_size: int) -> int:
         size = None
     if size is None or isinstance(batch_size, bool):
         raise DTypeError(
-            explain(f"DataLoader got batch_size={batch_size!r}.", "it is a number of items, an int.", "batch_size=32")
+            explain(
+                f"DataLoader got batch_size={shown(batch_size)}.", "it is a number of items, an int.", "batch_size=32"
+            )
         )
     if size < 1:
         raise ArgumentError(

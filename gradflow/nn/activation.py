@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradflow.arguments import integer
 from gradflow.nn.module import Module
 from gradflow.ops.elementwise import relu, sigmoid, tanh
 from gradflow.ops.neural import log_softmax, softmax
@@ -59,7 +60,7 @@ class Softmax(Module):
     """
 
     def __init__(self, axis: int = -1) -> None:
-        self.axis = axis
+        self.axis = integer("Softmax", "axis", axis, fix="nn.Softmax(axis=-1)")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the softmax of x."""
@@ -77,7 +78,7 @@ class LogSoftmax(Module):
     """
 
     def __init__(self, axis: int = -1) -> None:
-        self.axis = axis
+        self.axis = integer("LogSoftmax", "axis", axis, fix="nn.LogSoftmax(axis=-1)")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logarithm of the softmax of x."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, pairwise
 from typing import Any, cast, overload
 
+from gradflow.arguments import integers, shown, wrong_kind
 from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.nn.activation import ReLU
 from gradflow.nn.linear import Linear
@@ -126,6 +127,10 @@ class MLP(Sequential):
     """
 
     def __init__(self, sizes: Sequence[int], activation: Callable[[], Module] = ReLU) -> None:
+        fix = "nn.MLP([2, 10, 1], nn.Tanh)"
+        sizes = integers(f"MLP got sizes {shown(sizes)}.", sizes, why="they are integers, one for each width.", fix=fix)
+        if not callable(activation) or isinstance(activation, Module):
+            raise wrong_kind("MLP", "activation", activation, "it is called to make each activation.", fix)
         if len(sizes) < 2:
             raise ArgumentError(
                 explain(
@@ -156,6 +161,9 @@ class Residual(Module):
     """
 
     def __init__(self, *modules: Module, shortcut: Module | None = None) -> None:
+        for name, part in {**{f"module {i}": module for i, module in enumerate(modules)}, "shortcut": shortcut}.items():
+            if not isinstance(part, Module) and (part is not None or name != "shortcut"):
+                raise wrong_kind("Residual", name, part, "it is made of modules.", "nn.Residual(nn.Linear(8, 8))")
         self.body = modules[0] if len(modules) == 1 else Sequential(*modules)
         self.shortcut = shortcut
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from gradflow.arguments import integer
 from gradflow.errors import ShapeError, explain
 from gradflow.nn.module import Module, label
+from gradflow.ops.creation import as_tensor
 from gradflow.ops.shaping import reshape
 from gradflow.tensor import Tensor
 
@@ -25,11 +27,12 @@ class Flatten(Module):
     """
 
     def __init__(self, start_axis: int = 1, end_axis: int = -1) -> None:
-        self.start_axis = start_axis
-        self.end_axis = end_axis
+        self.start_axis = integer("Flatten", "start_axis", start_axis, fix="nn.Flatten(start_axis=1)")
+        self.end_axis = integer("Flatten", "end_axis", end_axis, fix="nn.Flatten(end_axis=-1)")
 
     def forward(self, x: Tensor) -> Tensor:
         """Reshape x."""
+        x = as_tensor(x)
         start, end = (axis + x.ndim if axis < 0 else axis for axis in (self.start_axis, self.end_axis))
         if not 0 <= start <= end < x.ndim:
             raise ShapeError(

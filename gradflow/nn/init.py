@@ -10,8 +10,9 @@ The random ones draw from the generator that `gf.manual_seed` seeds, or from one
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from gradflow.arguments import number, shown, wrong_kind
 from gradflow.errors import ArgumentError, ShapeError, explain
 from gradflow.ops.random import Generator, normal, uniform
 from gradflow.tensor import Tensor, no_grad
@@ -23,13 +24,13 @@ _GAINS = {"linear": 1.0, "identity": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu":
 
 def uniform_(tensor: T, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None) -> T:
     """Fill with draws from U(low, high)."""
-    shape, dtype, backend = tensor.shape, tensor.dtype, tensor.backend
+    shape, dtype, backend = _like("uniform_", tensor)
     return _fill(tensor, uniform(shape, low=low, high=high, dtype=dtype, generator=generator, backend=backend))
 
 
 def normal_(tensor: T, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> T:
     """Fill with draws from N(mean, std²)."""
-    shape, dtype, backend = tensor.shape, tensor.dtype, tensor.backend
+    shape, dtype, backend = _like("normal_", tensor)
     return _fill(tensor, normal(shape, mean=mean, std=std, dtype=dtype, generator=generator, backend=backend))
 
 
@@ -39,16 +40,19 @@ def constant_(tensor: T, value: float) -> T:
     >>> gf.nn.init.constant_(gf.Parameter(gf.zeros(2)), 0.5)
     parameter([0.5, 0.5])
     """
-    return _fill(tensor, value)
+    _like("constant_", tensor)
+    return _fill(tensor, number("constant_", "value", value))
 
 
 def zeros_(tensor: T) -> T:
     """Fill with 0."""
+    _like("zeros_", tensor)
     return _fill(tensor, 0.0)
 
 
 def ones_(tensor: T) -> T:
     """Fill with 1."""
+    _like("ones_", tensor)
     return _fill(tensor, 1.0)
 
 
@@ -57,7 +61,7 @@ def xavier_uniform_(tensor: T, gain: float = 1.0, *, generator: Generator | None
 
     Reference: Glorot and Bengio, *Understanding the difficulty of training deep feedforward neural networks*, 2010.
     """
-    bound = gain * math.sqrt(6 / sum(_fans(tensor)))
+    bound = number("xavier_uniform_", "gain", gain) * math.sqrt(6 / sum(_fans("xavier_uniform_", tensor)))
     return uniform_(tensor, -bound, bound, generator=generator)
 
 
@@ -66,7 +70,8 @@ def xavier_normal_(tensor: T, gain: float = 1.0, *, generator: Generator | None 
 
     Reference: Glorot and Bengio, *Understanding the difficulty of training deep feedforward neural networks*, 2010.
     """
-    return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(_fans(tensor))), generator=generator)
+    std = number("xavier_normal_", "gain", gain) * math.sqrt(2 / sum(_fans("xavier_normal_", tensor)))
+    return normal_(tensor, 0.0, std, generator=generator)
 
 
 def kaiming_uniform_(
@@ -120,8 +125,12 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     >>> gf.nn.init.calculate_gain("tanh")
     1.6666666666666667
     """
+    if not isinstance(nonlinearity, str):
+        reason = "it is the name of a nonlinearity."
+        raise wrong_kind("calculate_gain", "nonlinearity", nonlinearity, reason, "calculate_gain('relu')")
     if nonlinearity == "leaky_relu":
-        return math.sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
+        slope = 0.01 if param is None else number("calculate_gain", "param", param)
+        return math.sqrt(2 / (1 + slope**2))
     if nonlinearity not in _GAINS:
         raise ArgumentError(
             explain(
@@ -139,7 +148,16 @@ def _fill(tensor: T, values: Tensor | float) -> T:
     return tensor
 
 
-def _fans(tensor: Tensor) -> tuple[int, int]:
+def _like(function: str, tensor: Tensor) -> tuple[Any, Any, Any]:
+    """The shape, dtype and backend of a tensor that is about to be filled."""
+    if not isinstance(tensor, Tensor):
+        fix = f"nn.init.{function}(layer.weight)"
+        raise wrong_kind(function, "tensor", tensor, "initial values are written into a Tensor, in place.", fix)
+    return tensor.shape, tensor.dtype, tensor.backend
+
+
+def _fans(function: str, tensor: Tensor) -> tuple[int, int]:
+    _like(function, tensor)
     if tensor.ndim < 2:
         raise ShapeError(
             explain(
@@ -153,8 +171,10 @@ def _fans(tensor: Tensor) -> tuple[int, int]:
 
 
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
-    if mode not in ("fan_in", "fan_out"):
+    if not isinstance(mode, str) or mode not in ("fan_in", "fan_out"):
         raise ArgumentError(
-            explain(f"kaiming got mode={mode!r}.", "it is 'fan_in' or 'fan_out'.", "kaiming_normal_(w, mode='fan_in')")
+            explain(
+                f"kaiming got mode={shown(mode)}.", "it is 'fan_in' or 'fan_out'.", "kaiming_normal_(w, mode='fan_in')"
+            )
         )
-    return calculate_gain(nonlinearity, a) / math.sqrt(_fans(tensor)[mode == "fan_out"])
+    return calculate_gain(nonlinearity, a) / math.sqrt(_fans("kaiming_", tensor)[mode == "fan_out"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradflow.arguments import flag, shown
 from gradflow.errors import ArgumentError, ShapeError, explain
 from gradflow.nn import init
 from gradflow.nn.module import Module, label
@@ -59,12 +60,13 @@ class Linear(Module):
     ) -> None:
         sizes: dict[str, Any] = {"in_features": in_features, "out_features": out_features}
         for name, size in sizes.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
                 raise ArgumentError(
-                    explain(f"Linear got {name}={size!r}.", "a size is a positive integer.", "nn.Linear(784, 10)")
+                    explain(f"Linear got {name}={shown(size)}.", "a size is a positive integer.", "nn.Linear(784, 10)")
                 )
-        self.in_features = in_features
-        self.out_features = out_features
+        self.in_features = in_features = int(in_features)
+        self.out_features = out_features = int(out_features)
+        bias = flag("Linear", "bias", bias)
         # (in, out) in memory, seen as (out, in): x Wᵀ is then a product of two row-major matrices, the fastest on CPUs
         self.weight = Parameter(zeros((in_features, out_features), dtype=dtype, backend=backend).mT)
         self.bias = Parameter(zeros((out_features,), dtype=dtype, backend=backend)) if bias else None

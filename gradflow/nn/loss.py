@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradflow.arguments import integer, number, shown
 from gradflow.errors import ArgumentError, explain
 from gradflow.nn.module import Buffer, Module
 from gradflow.ops.neural import binary_cross_entropy, binary_cross_entropy_with_logits, cross_entropy, mse_loss
@@ -23,10 +24,10 @@ class Loss(Module):
     """
 
     def __init__(self, reduction: str = "mean") -> None:
-        if reduction not in _REDUCTIONS:
+        if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
             raise ArgumentError(
                 explain(
-                    f"{type(self).__name__} got reduction={reduction!r}.",
+                    f"{type(self).__name__} got reduction={shown(reduction)}.",
                     f"it is one of {', '.join(map(repr, _REDUCTIONS))}.",
                     f"nn.{type(self).__name__}(reduction='mean')",
                 )
@@ -68,6 +69,7 @@ class CrossEntropyLoss(Loss):
         reduction: str = "mean",
     ) -> None:
         super().__init__(reduction)
+        label_smoothing = number("CrossEntropyLoss", "label_smoothing", label_smoothing, fix="label_smoothing=0.1")
         if not 0.0 <= label_smoothing <= 1.0:
             raise ArgumentError(
                 explain(
@@ -77,7 +79,7 @@ class CrossEntropyLoss(Loss):
                 )
             )
         self.weight = None if weight is None else Buffer(weight)
-        self.ignore_index = ignore_index
+        self.ignore_index = integer("CrossEntropyLoss", "ignore_index", ignore_index, fix="ignore_index=-100")
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self, final
 
 import numpy as np
 
+from gradflow.arguments import flag, wrong_kind
 from gradflow.backend import Backend
 from gradflow.errors import DTypeError, GradflowError, StateDictError, explain
 from gradflow.ops.creation import DTYPES, check_dtype, tensor
@@ -43,7 +44,7 @@ class Buffer(Tensor):
     persistent: ClassVar[bool] = True
 
     def __new__(cls, data: Any, *, persistent: bool = True) -> Self:  # noqa: D102
-        return object.__new__(cls if persistent else _TransientBuffer)  # type: ignore[return-value]
+        return object.__new__(cls if flag("Buffer", "persistent", persistent) else _TransientBuffer)  # type: ignore[return-value]
 
     def __init__(self, data: Any, *, persistent: bool = True) -> None:
         source = data if isinstance(data, Tensor) else tensor(data)
@@ -163,6 +164,7 @@ class Module:
     # ------------------------------------------------------------ what is done to all of it
     def train(self, mode: bool = True) -> Self:
         """Set ``training`` here and in every module below, and return the module."""
+        mode = flag("train", "mode", mode)
         for module in Module.modules(self):
             module.training = mode
         return self
@@ -188,6 +190,8 @@ class Module:
 
     def apply(self, function: Callable[[Module], object]) -> Self:
         """Call ``function`` on the module itself and then on every module below, and return the module."""
+        if not callable(function):
+            raise wrong_kind("apply", "function", function, "it is called with each module.", "model.apply(initialise)")
         for module in list(Module.modules(self)):
             function(module)
         return self
@@ -443,6 +447,7 @@ def _load(root: Module, state: Mapping[str, Any], strict: bool) -> LoadResult:
                 "model.load_state_dict(gf.load(path))",
             )
         )
+    strict = flag("load_state_dict", "strict", strict)
     held = _state(root)
     misfits: dict[str, str] = {}
     new: dict[int, tuple[str, Tensor]] = {}  # id of what is held -> the first of its names that came, the value
@@ -455,7 +460,7 @@ def _load(root: Module, state: Mapping[str, Any], strict: bool) -> LoadResult:
             elif not _equal(value, new.setdefault(id(target), (name, value))[1]):
                 conflicts.append(f"{name} differs from {new[id(target)][0]}, to which it is tied")
     missing = [name for name, target in held.items() if id(target) not in new and name not in misfits]
-    unexpected = [name for name in state if name not in held]
+    unexpected = [str(name) for name in state if name not in held]
     if conflicts or (strict and (missing or unexpected or misfits)):
         raise _mismatch(root, held, missing, unexpected, misfits, conflicts)
     with no_grad():

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from typing import Any
 
+import numpy as np
+
+from gradflow.arguments import number, wrong_kind
 from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.nn.module import Buffer, Module, slots
 from gradflow.ops.creation import DTYPES, zeros
@@ -25,7 +28,7 @@ def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
     >>> gf.nn.utils.parameters_to_vector(gf.nn.MLP([2, 10, 1]).parameters()).shape
     (41,)
     """
-    return concat([reshape(parameter, (-1,)) for parameter in parameters])
+    return concat([reshape(p, (-1,)) for p in _tensors("parameters_to_vector", parameters, "model.parameters()")])
 
 
 def vector_to_parameters(vector: Tensor, parameters: Iterable[Tensor]) -> None:
@@ -39,7 +42,10 @@ def vector_to_parameters(vector: Tensor, parameters: Iterable[Tensor]) -> None:
     >>> model.weight, model.bias
     (parameter([[1., 2.]]), parameter([3.]))
     """
-    parameters = list(parameters)
+    parameters = _tensors("vector_to_parameters", parameters, "vector, model.parameters()")
+    if not isinstance(vector, Tensor):
+        fix = "gf.nn.utils.vector_to_parameters(vector, model.parameters())"
+        raise wrong_kind("vector_to_parameters", "vector", vector, "it is one Tensor of all weights.", fix)
     with no_grad():
         for parameter, values in zip(parameters, _split(vector, parameters), strict=True):
             parameter[...] = values
@@ -85,6 +91,12 @@ def functional_call(model: Module, parameters: Mapping[str, Tensor] | Tensor, *a
     >>> w.grad
     tensor([10., 20.,  1.])
     """
+    fix = "functional_call(model, dict(model.named_parameters()), x)"
+    if not isinstance(model, Module):
+        raise wrong_kind("functional_call", "model", model, "it calls a Module with other weights.", fix)
+    if not isinstance(parameters, Mapping | Tensor):
+        reason = "they are Tensors by name, or one vector."
+        raise wrong_kind("functional_call", "parameters", parameters, reason, fix)
     places = [slot for slot in slots(model, every_name=True) if isinstance(slot.value, Parameter | Buffer)]
     if isinstance(parameters, Tensor):
         named = dict(Module.named_parameters(model))
@@ -97,7 +109,7 @@ def functional_call(model: Module, parameters: Mapping[str, Tensor] | Tensor, *a
                 explain(
                     f"functional_call got {name!r}, which {type(model).__name__} does not have.",
                     f"its parameters and buffers are {', '.join(held)}.",
-                    "functional_call(model, dict(model.named_parameters()), x)",
+                    fix,
                 )
             )
         if not isinstance(tensor, Tensor):
@@ -164,16 +176,19 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float, norm
 
     Reference: Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural networks*, ICML 2013.
     """
+    fix = "clip_grad_norm_(model.parameters(), max_norm=1.0)"
+    max_norm = number("clip_grad_norm_", "max_norm", max_norm, fix=fix)
+    norm_type = number("clip_grad_norm_", "norm_type", norm_type, fix="norm_type=2.0")
     if not (max_norm >= 0 and norm_type > 0):
         raise ArgumentError(
             explain(
                 f"clip_grad_norm_ got max_norm={max_norm!r}, norm_type={norm_type!r}.",
                 "a norm is not negative, and p is positive.",
-                "clip_grad_norm_(model.parameters(), max_norm=1.0)",
+                fix,
             )
         )
     with no_grad():
-        grads = _grads(parameters)
+        grads = _grads("clip_grad_norm_", parameters)
         if not grads:
             return zeros(())
         if norm_type == math.inf:
@@ -200,16 +215,32 @@ def clip_grad_value_(parameters: Iterable[Tensor] | Tensor, clip_value: float) -
     >>> w.grad
     tensor([0.5, 1. ])
     """
+    clip_value = number("clip_grad_value_", "clip_value", clip_value)
     if not clip_value >= 0:
         raise ArgumentError(
             explain(f"clip_grad_value_ got clip_value={clip_value!r}.", "the bound is on the size.", "clip_value=1.0")
         )
     with no_grad():
-        for grad in _grads(parameters):
+        for grad in _grads("clip_grad_value_", parameters):
             grad[...] = grad.clip(-clip_value, clip_value)
 
 
-def _grads(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
-    if isinstance(parameters, Tensor):
-        parameters = [parameters]
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+def _grads(function: str, parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
+    given = (
+        [parameters] if isinstance(parameters, Tensor) else _tensors(function, parameters, "model.parameters(), 1.0")
+    )
+    return [parameter.grad for parameter in given if parameter.grad is not None]
+
+
+def _tensors(function: str, parameters: Iterable[Tensor], corrected: str) -> list[Tensor]:
+    """The parameters as a list, each a Tensor; `corrected` are the arguments of a right call."""
+    fix = f"gf.nn.utils.{function}({corrected})"
+    if isinstance(parameters, Module | Tensor | str | bytes | np.ndarray | Mapping) or not hasattr(
+        parameters, "__iter__"
+    ):
+        raise wrong_kind(function, "parameters", parameters, "it takes an iterable of Tensors.", fix)
+    given = list(parameters)
+    for i, parameter in enumerate(given):
+        if not isinstance(parameter, Tensor):
+            raise wrong_kind(function, f"parameter {i}", parameter, "parameters are Tensors.", fix)
+    return given

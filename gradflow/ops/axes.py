@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from gradflow.arguments import integer, shown
 from gradflow.errors import ArgumentError, DTypeError, IndexRangeError, explain
 
-_OURS = {"dim": "axis", "keepdim": "keepdims", "dims": "axes", "ddof": "correction", "unbiased": "correction"}
+_OURS = {
+    "dim": "axis",
+    "keepdim": "keepdims",
+    "dims": "axes",
+    "ddof": "correction",
+    "unbiased": "correction",
+    "start_dim": "start_axis",
+}
 
 
-def refuse(function: str, wrong: Mapping[str, object]) -> NoReturn:
-    """Raise the error for a keyword argument that a function does not have; for another library's, name ours.
+_ARRAYS = {
+    "concat": "[x, y]",
+    "stack": "[x, y]",
+    "take": "x, indices",
+    "take_along_axis": "x, indices",
+}
+
+
+def _call(function: str, name: str, value: object) -> str:
+    """A corrected call, such as gf.sum(x, axis=0)."""
+    return f"gf.{function}({_ARRAYS.get(function, 'x')}, {name}={value!r})"
+
+
+def refuse(function: str, positional: Sequence[object], wrong: Mapping[str, object], setting: str = "axis") -> NoReturn:
+    """Raise the error for arguments that a function does not have; for another library's keyword, name ours.
+
+    Args:
+        positional: what was given by position after the arrays.
+        wrong: what was given by a keyword that the function does not have.
+        setting: what a value given by position was most likely meant for.
 
     >>> gf.sum(gf.ones(3), dim=0)
     Traceback (most recent call last):
@@ -19,32 +45,38 @@ def refuse(function: str, wrong: Mapping[str, object]) -> NoReturn:
       why: gradflow names arguments as NumPy and the array API standard do.
       fix: gf.sum(x, axis=0)
     """
+    if positional:
+        given, arrays = positional[0], _ARRAYS.get(function, "x")
+        meant = isinstance(given, int | tuple) or given is None
+        fix = _call(function, setting, given) if meant else f"gf.{function}({arrays})"
+        reason = f"it takes {arrays} by position, and settings by name."
+        raise DTypeError(explain(f"{function}() got {shown(given)} by position.", reason, fix))
     name, value = next(iter(wrong.items()))
     ours = _OURS.get(name)
     mistake = f"{function}() got an unexpected keyword argument {name!r}" + (f": use {ours}=." if ours else ".")
-    fix = f"gf.{function}(x, {ours}={value!r})" if ours else f"help(gf.{function})"
+    fix = _call(function, ours, value) if ours else f"help(gf.{function})"
     raise DTypeError(explain(mistake, "gradflow names arguments as NumPy and the array API standard do.", fix))
 
 
-def canonical_axis(function: str, axis: Any, ndim: int) -> int:
+def canonical_axis(function: str, axis: Any, ndim: int, *, name: str = "axis", fix: str = "") -> int:
     """One axis, counted from the front.
+
+    Args:
+        name: what the function calls it.
+        fix: a corrected call where it is not given by that name.
 
     Raises:
         IndexRangeError: the axis is outside [−ndim, ndim).
         DTypeError: the axis is not an integer.
     """
-    if not hasattr(axis, "__index__") or isinstance(axis, bool):
-        raise DTypeError(
-            explain(f"{function}() got axis={axis!r}.", "an axis is an integer.", f"gf.{function}(x, axis=0)")
-        )
-    i = int(axis.__index__())
+    i = integer(function, "axis", axis, why="an axis is an integer.", fix=fix or _call(function, name, 0))
     if not -ndim <= i < ndim:
         valid = f"it has axes {-ndim}…{ndim - 1}" if ndim else "it has none"
         raise IndexRangeError(
             explain(
                 f"{function}() got axis={i} for a tensor of {ndim} axes.",
                 f"{valid}.",
-                f"gf.{function}(x, axis={ndim - 1})",
+                fix or (_call(function, name, ndim - 1) if ndim else f"{function} of a tensor that has axes"),
             )
         )
     return i % ndim
@@ -67,7 +99,7 @@ def canonical_axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
             explain(
                 f"{function}() got axis={axis!r}, which names one axis twice.",
                 "each axis can be given once.",
-                f"gf.{function}(x, axis={tuple(dict.fromkeys(axes))})",
+                _call(function, "axis", tuple(dict.fromkeys(axes))),
             )
         )
     return axes

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import numpy as np
 
+from gradflow.arguments import flag, integer, integers, number, shown
 from gradflow.backend import Backend, resolve
 from gradflow.config import get_default_dtype
-from gradflow.errors import ArgumentError, DTypeError, GraphError, ShapeError, explain
+from gradflow.errors import ArgumentError, DTypeError, GradflowError, GraphError, ShapeError, explain, sentence
 from gradflow.mode import get_mode
 from gradflow.primitive import namespace
 from gradflow.tensor import OPS, Operand, Tensor, wrap
@@ -32,11 +34,11 @@ def check_dtype(dtype: Any) -> np.dtype[Any]:
         return DTYPES[dtype.name]
     try:
         found = DTYPES.get(np.dtype(dtype).name) if dtype is not None else None
-    except TypeError:
+    except (TypeError, ValueError):
         found = None
     if found is None:
         raise DTypeError(
-            explain(f"{dtype!r} is not a dtype of gradflow.", f"it has {', '.join(DTYPES)}.", "dtype=gf.float32")
+            explain(f"{shown(dtype)} is not a dtype of gradflow.", f"it has {', '.join(DTYPES)}.", "dtype=gf.float32")
         )
     return found
 
@@ -66,7 +68,9 @@ def _python_data(data: Any, wanted: np.dtype[Any] | None) -> np.ndarray:
     except ValueError as error:
         raise ArgumentError(
             explain(
-                f"the data are ragged: {error}.", "every row must have the same length.", "gf.tensor([[1, 2], [3, 4]])"
+                f"the data are ragged: {sentence(error)}",
+                "every row must have the same length.",
+                "gf.tensor([[1, 2], [3, 4]])",
             )
         ) from error
     if array.dtype.kind == "f" and wanted is None and (array.size == 0 or not _holds_arrays(data)):
@@ -79,17 +83,23 @@ def _python_data(data: Any, wanted: np.dtype[Any] | None) -> np.ndarray:
                 "gf.tensor([1.0, 2.0])",
             )
         )
-    integers = wanted is not None and wanted.kind in "iu" and array.dtype.kind in "iu"
-    if wanted is not None and integers and (array.astype(wanted) != array).any():
-        limits = np.iinfo(wanted)
+    whole = wanted is not None and wanted.kind in "iu" and array.dtype.kind in "iu"
+    if wanted is not None and whole and array.size:
+        _check_range(int(array.min()), int(array.max()), wanted)
+    return array
+
+
+def _check_range(low: int, high: int, dtype: np.dtype[Any]) -> None:
+    """Raise for integers that an integer dtype does not hold."""
+    limits = np.iinfo(dtype)
+    if low < limits.min or high > limits.max:
         raise ArgumentError(
             explain(
-                f"numbers from {array.min()} to {array.max()} for dtype {wanted}.",
+                f"numbers from {low} to {high} for dtype {dtype}.",
                 f"it holds {limits.min} to {limits.max}.",
                 "dtype=gf.int64",
             )
         )
-    return array
 
 
 def _plain(data: Any) -> Any:
@@ -172,17 +182,20 @@ def tensor(
     made = make_tensor(data, dtype=dtype, backend=backend)
     if get_mode().interpreter is not None:
         made = OPS.copy(made)  # an operation, so that what is written into it is not there when a trace is replayed
-    return made.requires_grad_() if requires_grad else made
+    return made.requires_grad_() if flag("tensor", "requires_grad", requires_grad) else made
 
 
 def _place(device: Any, backend: str | Backend | None) -> Backend | None:
     """The backend of a device of `backend`, by default of the chosen one; None where neither is given.
 
     Raises:
+        DTypeError: a device that is no name.
         ArgumentError: the backend has no such device.
     """
     if device is None:
         return None if backend is None else resolve(backend)
+    if not isinstance(device, str):
+        raise DTypeError(explain(f"device={shown(device)}.", "a device is named by a text.", 'device="cpu"'))
     chosen = resolve(backend)
     return chosen if device == chosen.device else resolve(f"{chosen.name}:{device}")
 
@@ -212,6 +225,7 @@ def asarray(
     if backend is None and device is not None and isinstance(obj, Tensor):
         backend = obj.backend
     where = _place(device, backend)
+    copy = None if copy is None else flag("asarray", "copy", copy)
     if isinstance(obj, Tensor) and not copy and where in (None, obj.backend):
         if dtype is None or check_dtype(dtype) == obj.dtype:
             return obj
@@ -256,21 +270,34 @@ def from_dlpack(x: Any, /, *, device: Any = None, copy: bool | None = None) -> T
     >>> gf.from_dlpack(np.arange(3.0))
     tensor([0., 1., 2.], dtype=float64)
     """
-    options: dict[str, Any] = {"device": device, "copy": copy} if (device, copy) != (None, None) else {}  # NumPy ≥ 2.1
-    return asarray(np.from_dlpack(x, **options))
+    if device is None and copy is None:
+        options: dict[str, Any] = {}
+    else:  # NumPy ≥ 2.1
+        options = {"device": device, "copy": None if copy is None else flag("from_dlpack", "copy", copy)}
+    if not hasattr(x, "__dlpack__") or isinstance(x, type):
+        raise DTypeError(
+            explain(f"from_dlpack of a {type(x).__name__}.", "it has no __dlpack__ method.", "gf.asarray(data)")
+        )
+    try:
+        return asarray(np.from_dlpack(x, **options))
+    except GradflowError:
+        raise
+    except (BufferError, ValueError) as error:
+        mistake = f"from_dlpack of a {type(x).__name__}{f' with device={shown(device)}' if device is not None else ''}."
+        raise ArgumentError(explain(mistake, sentence(error), "gf.asarray(numpy_array)")) from error
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    try:
-        lengths = (shape,) if hasattr(shape, "__index__") else tuple(shape)
-        wanted = tuple(int(n.__index__()) for n in lengths)
-    except (TypeError, AttributeError) as error:
-        raise DTypeError(
-            explain(f"{shape!r} is not a shape.", "a shape is an integer or a tuple of integers.", "gf.zeros((2, 3))")
-        ) from error
+    mistake, fix = f"{shown(shape)} is not a shape.", "gf.zeros((2, 3))"
+    wanted = integers(mistake, shape, why="a shape is an integer or a tuple of integers.", fix=fix)
     if min(wanted, default=0) < 0:
-        raise ShapeError(explain(f"{shape!r} is not a shape.", "no length is negative.", "gf.zeros((2, 3))"))
+        raise ShapeError(explain(mistake, "no length is negative.", fix))
+    if math.prod(wanted) >= _MOST or max(wanted, default=0) >= _MOST:
+        raise ShapeError(explain(mistake, "no memory has room for so many elements.", fix))
     return wanted
+
+
+_MOST = 2**60  # elements; of 8 bytes each they are more than a pointer can address
 
 
 def full(
@@ -287,11 +314,13 @@ def full(
     >>> gf.full((2,), 3.0)
     tensor([3., 3.])
     """
-    value = fill_value.item() if isinstance(fill_value, Tensor | np.generic) else fill_value
+    value = number("full", "fill_value", fill_value)
     if dtype is None:
-        dtype = get_default_dtype() if isinstance(value, float) else np.asarray(value).dtype
-    filled = np.full(_shape(shape), value, check_dtype(dtype))
-    return tensor(filled, backend=_place(device, backend), requires_grad=requires_grad)
+        dtype = get_default_dtype() if isinstance(value, float) else np.bool_ if isinstance(value, bool) else np.int64
+    wanted = check_dtype(dtype)
+    if wanted.kind in "iu" and isinstance(value, int):
+        _check_range(value, value, wanted)
+    return tensor(np.full(_shape(shape), value, wanted), backend=_place(device, backend), requires_grad=requires_grad)
 
 
 def zeros(
@@ -398,6 +427,8 @@ def arange(
     >>> gf.arange(3)
     tensor([0, 1, 2])
     """
+    start, step = number("arange", "start", start), number("arange", "step", step)
+    stop = None if stop is None else number("arange", "stop", stop)
     if step == 0:
         raise ArgumentError(explain("arange with step 0.", "it would never arrive.", "gf.arange(0, 10, 1)"))
     if dtype is not None and check_dtype(dtype).kind == "b":
@@ -405,7 +436,12 @@ def arange(
     first, last = (0, start) if stop is None else (start, stop)
     if dtype is None and any(isinstance(v, float) for v in (first, last, step)):
         dtype = get_default_dtype()
-    values = np.arange(first, last, step, dtype=None if dtype is None else check_dtype(dtype))
+    wanted = None if dtype is None else check_dtype(dtype)
+    try:
+        values = np.arange(first, last, step, dtype=wanted)
+    except (ValueError, OverflowError) as error:
+        call = f"arange({first}, {last}, {step})"
+        raise ArgumentError(explain(f"{call} has no length.", sentence(error), "gf.arange(0, 10, 1)")) from error
     return tensor(values, backend=_place(device, backend))
 
 
@@ -425,7 +461,10 @@ def linspace(
     >>> gf.linspace(0, 1, 3)
     tensor([0. , 0.5, 1. ])
     """
-    values = np.linspace(start, stop, num, endpoint=endpoint)
+    first, last = float(number("linspace", "start", start)), float(number("linspace", "stop", stop))
+    count = integer("linspace", "num", num, least=0, fix="gf.linspace(0, 1, 11)")
+    (count,) = _shape(count)
+    values = np.linspace(first, last, count, endpoint=flag("linspace", "endpoint", endpoint))
     return tensor(values, dtype=get_default_dtype() if dtype is None else dtype, backend=_place(device, backend))
 
 
@@ -445,8 +484,10 @@ def eye(
     tensor([[1., 0.],
             [0., 1.]])
     """
-    values = np.eye(n_rows, n_cols, k, dtype=get_default_dtype() if dtype is None else check_dtype(dtype))
-    return tensor(values, backend=_place(device, backend))
+    rows, columns = _shape((n_rows, n_rows if n_cols is None else n_cols))
+    offset = integer("eye", "k", k)
+    wanted = get_default_dtype() if dtype is None else check_dtype(dtype)
+    return tensor(np.eye(rows, columns, offset, wanted), backend=_place(device, backend))
 
 
 def to(t: Tensor, target: Any, /) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradflow.backend import ARRAY
-from gradflow.errors import ArgumentError, DTypeError, GraphError, IndexRangeError, ShapeError, explain
+from gradflow.errors import ArgumentError, DTypeError, GraphError, IndexRangeError, ShapeError, explain, sentence
 from gradflow.mode import get_mode
 from gradflow.ops.axes import canonical_axis, refuse
 from gradflow.ops.creation import as_tensor, make_tensor
@@ -301,7 +301,7 @@ def _write(what: str, write: Any, x: Tensor, value: Tensor, *indices: Tensor, **
         write(x, value, *indices, **key)
     except IndexError as error:
         raise IndexRangeError(
-            explain(f"{what} in a tensor of shape {x.shape}.", f"{error}.", "indices run from -n to n - 1")
+            explain(f"{what} in a tensor of shape {x.shape}.", sentence(error), "indices run from -n to n - 1")
         ) from error
     except ValueError as error:
         if "read-only" in str(error):
@@ -314,7 +314,9 @@ def _write(what: str, write: Any, x: Tensor, value: Tensor, *indices: Tensor, **
             ) from error
         raise ShapeError(
             explain(
-                f"{what}: a value of shape {value.shape} into a tensor of shape {x.shape}.", f"{error}.", "t[...] = 0.0"
+                f"{what}: a value of shape {value.shape} into a tensor of shape {x.shape}.",
+                sentence(error),
+                "t[...] = 0.0",
             )
         ) from error
 
@@ -352,7 +354,7 @@ def _integers(function: str, indices: Operand, x: Tensor) -> Tensor:
     return index
 
 
-def take(x: Operand, indices: Operand, /, *, axis: int | None = None, **wrong: object) -> Tensor:
+def take(x: Operand, indices: Operand, /, *positional: object, axis: int | None = None, **wrong: object) -> Tensor:
     """Elements along an axis, x[…, indices, …]; the axis may be left out where there is one.
 
     Raises:
@@ -364,8 +366,8 @@ def take(x: Operand, indices: Operand, /, *, axis: int | None = None, **wrong: o
     tensor([[2.],
             [4.]])
     """
-    if wrong:
-        refuse("take", wrong)
+    if positional or wrong:
+        refuse("take", positional, wrong)
     x = as_tensor(x)
     if axis is None and x.ndim > 1:
         raise ArgumentError(
@@ -375,15 +377,15 @@ def take(x: Operand, indices: Operand, /, *, axis: int | None = None, **wrong: o
     return getitem(x, (*(slice(None),) * at, _integers("take", indices, x)))
 
 
-def take_along_axis(x: Operand, indices: Operand, /, *, axis: int = -1, **wrong: object) -> Tensor:
+def take_along_axis(x: Operand, indices: Operand, /, *positional: object, axis: int = -1, **wrong: object) -> Tensor:
     """For each position, the element of x whose index along the axis `indices` gives.
 
     >>> gf.take_along_axis(gf.tensor([[1.0, 2.0], [3.0, 4.0]]), gf.tensor([[1], [0]]), axis=1)
     tensor([[2.],
             [3.]])
     """
-    if wrong:
-        refuse("take_along_axis", wrong)
+    if positional or wrong:
+        refuse("take_along_axis", positional, wrong)
     x = as_tensor(x)
     index = _integers("take_along_axis", indices, x)
     at = canonical_axis("take_along_axis", axis, x.ndim)

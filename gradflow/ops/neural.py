@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gradflow.arguments import choice, flag, integer, number
 from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.ops import reduction
 from gradflow.ops.axes import canonical_axes, canonical_axis, kept_shape, refuse
@@ -146,42 +147,44 @@ defvjp(_log_softmax, x=lambda xp, g, out, axis: g - xp.exp(out) * xp.sum(g, axis
 defvjp(_logsumexp, x=_vjp_logsumexp)
 
 
-def softmax(x: Operand, /, *, axis: int = -1, **wrong: object) -> Tensor:
+def softmax(x: Operand, /, *positional: object, axis: int = -1, **wrong: object) -> Tensor:
     """Softmax pₖ = exp(xₖ) / Σⱼ exp(xⱼ) along an axis, exact to rounding for any x.
 
     >>> gf.softmax(gf.tensor([0.0, 0.0]))
     tensor([0.5, 0.5])
     """
-    if wrong:
-        refuse("softmax", wrong)
+    if positional or wrong:
+        refuse("softmax", positional, wrong)
     x = as_tensor(x)
     at = canonical_axis("softmax", axis, x.ndim)
     return _softmax(x, axis=at) if x.size else positive(x)
 
 
-def log_softmax(x: Operand, /, *, axis: int = -1, **wrong: object) -> Tensor:
+def log_softmax(x: Operand, /, *positional: object, axis: int = -1, **wrong: object) -> Tensor:
     """Logarithm of the softmax, xₖ − ln Σⱼ exp(xⱼ), along an axis, exact to rounding for any x.
 
     >>> gf.log_softmax(gf.tensor([0.0, 1e4]))
     tensor([-10000.,      0.])
     """
-    if wrong:
-        refuse("log_softmax", wrong)
+    if positional or wrong:
+        refuse("log_softmax", positional, wrong)
     x = as_tensor(x)
     at = canonical_axis("log_softmax", axis, x.ndim)
     return _log_softmax(x, axis=at) if x.size else positive(x)
 
 
-def logsumexp(x: Operand, /, *, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
+def logsumexp(x: Operand, /, *positional: object, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
     """ln Σ exp(xᵢ) over axes, exact to rounding for any x; −∞ where every x is −∞.
 
     >>> gf.logsumexp(gf.tensor([1e4, 1e4]))
     tensor(10000.693)
     """
-    if wrong:
-        refuse("logsumexp", wrong)
+    if positional or wrong:
+        refuse("logsumexp", positional, wrong)
     x = as_tensor(x)
-    return _logsumexp(x, axis=canonical_axes("logsumexp", axis, x.ndim), keepdims=bool(keepdims))
+    return _logsumexp(
+        x, axis=canonical_axes("logsumexp", axis, x.ndim), keepdims=flag("logsumexp", "keepdims", keepdims)
+    )
 
 
 # ---------------------------------------------------------------- losses
@@ -281,10 +284,7 @@ _REDUCTIONS = ("mean", "sum", "none")
 
 
 def _check_reduction(function: str, reduction_: str) -> None:
-    if reduction_ not in _REDUCTIONS:
-        raise ArgumentError(
-            explain(f"{function} with reduction={reduction_!r}.", f"it is one of {_REDUCTIONS}.", 'reduction="mean"')
-        )
+    choice(function, "reduction", reduction_, _REDUCTIONS)
 
 
 def _reduced(loss: Tensor, how: str) -> Tensor:
@@ -307,7 +307,7 @@ def _same_shape(function: str, x: Tensor, target: Tensor) -> None:
 
 
 def _check_weight(function: str, name: str, weight: Operand, shape: tuple[int, ...]) -> None:
-    given = getattr(weight, "shape", ())
+    given = weight.shape if isinstance(weight, Tensor) else as_tensor(weight).shape
     if len(given) > len(shape) or any(n not in (1, m) for n, m in zip(given[::-1], shape[::-1], strict=False)):
         raise ShapeError(
             explain(
@@ -346,9 +346,9 @@ def mse_loss(input: Operand, target: Operand, /, *, reduction: str = "mean") -> 
     """
     x, t = as_pair(input, target)
     _same_shape("mse_loss", x, t)
+    _check_reduction("mse_loss", reduction)
     if reduction == "mean":
         return mean_squared_error(x, t)
-    _check_reduction("mse_loss", reduction)
     return _reduced(OPS.square(x - t), reduction)
 
 
@@ -438,6 +438,9 @@ def cross_entropy(
     tensor(0.6931472)
     """
     x, t = as_pair(input, target)
+    if type(ignore_index) is not int:
+        ignore_index = integer("cross_entropy", "ignore_index", ignore_index, fix="ignore_index=-100")
+    label_smoothing = number("cross_entropy", "label_smoothing", label_smoothing, fix="label_smoothing=0.1")
     plain = weight is None and label_smoothing == 0.0 and reduction == "mean"
     if plain and t._data.dtype.kind in "iu" and x.ndim == 2 and t._data.shape == x._data.shape[:1]:
         return softmax_cross_entropy(x, t, ignore_index=ignore_index)

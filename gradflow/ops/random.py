@@ -7,11 +7,13 @@ of two (normal, by Box and Muller). A draw is a primitive of the generator's sta
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 import numpy as np
 
+from gradflow.arguments import integer, integers, number, shown
 from gradflow.backend import Backend
 from gradflow.config import get_default_dtype
 from gradflow.errors import ArgumentError, DTypeError, explain
@@ -59,11 +61,15 @@ class Generator:
 
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of a seed."""
-        if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= int(seed.__index__()) < 2**64:
+        try:
+            key = integer("manual_seed", "seed", seed)
+        except DTypeError:
+            key = -1
+        if not 0 <= key < 2**64:
             raise ArgumentError(
-                explain(f"seed {seed!r}.", "a seed is an integer from 0 to 2**64 - 1.", "gf.manual_seed(0)")
+                explain(f"seed {shown(seed)}.", "a seed is an integer from 0 to 2**64 - 1.", "gf.manual_seed(0)")
             )
-        return self.set_state((int(seed.__index__()), 0))
+        return self.set_state((key, 0))
 
     def get_state(self) -> tuple[int, int]:
         """The seed and the number of blocks used: what `set_state` takes to go on from here."""
@@ -72,7 +78,12 @@ class Generator:
 
     def set_state(self, state: tuple[int, int]) -> Generator:
         """Go on from a state that `get_state` gave."""
-        self._state = make_tensor(np.array(state, np.uint64), backend="numpy")
+        mistake, fix = f"a generator state {shown(state)}.", "generator.set_state(generator.get_state())"
+        why = "it is the seed and the number of blocks used, as get_state gave them."
+        numbers = integers(mistake, state, why=why, fix=fix)
+        if len(numbers) != 2 or not all(0 <= n < 2**64 for n in numbers):
+            raise ArgumentError(explain(mistake, why, fix))
+        self._state = make_tensor(np.array(numbers, np.uint64), backend="numpy")
         return self
 
     def _on(self, backend: str | Backend | None) -> Tensor:
@@ -114,6 +125,14 @@ def _draw(
     if wanted.kind != "f":
         raise DTypeError(explain(f"random numbers of dtype {wanted}.", "they are real numbers.", "dtype=gf.float32"))
     lengths = _shape(shape)
+    if not isinstance(generator, Generator | None):
+        raise DTypeError(
+            explain(
+                f"random numbers from a {type(generator).__name__}.",
+                "they are drawn from a Generator of gradflow, on every backend the same.",
+                "generator=gf.Generator(0)",
+            )
+        )
     state = (default_generator() if generator is None else generator)._on(backend)
     out = kind(state, shape=lengths, dtype=wanted)
     words = out.size + (out.size % 2 if kind is random_normal else 0)
@@ -136,8 +155,11 @@ def uniform(
     >>> u.shape, bool((gf.abs(u) <= 1).all())
     ((2, 3), True)
     """
-    if not low <= high:
-        raise ArgumentError(explain(f"uniform in [{low}, {high}).", "low must not exceed high.", "low=0.0, high=1.0"))
+    low, high = number("uniform", "low", low), number("uniform", "high", high)
+    if not -math.inf < low <= high < math.inf:
+        raise ArgumentError(
+            explain(f"uniform in [{low}, {high}).", "low must not exceed high. Both are finite.", "low=0.0, high=1.0")
+        )
     out, _ = _draw(random_uniform, shape, dtype, generator, backend)
     if (low, high) == (0.0, 1.0):
         return out
@@ -161,8 +183,15 @@ def normal(
     >>> gf.random.normal((2, 3)).shape
     (2, 3)
     """
-    if not std >= 0:
-        raise ArgumentError(explain(f"normal with std={std}.", "a standard deviation is not negative.", "std=1.0"))
+    mean, std = number("normal", "mean", mean), number("normal", "std", std)
+    if not (0 <= std < math.inf and math.isfinite(mean)):
+        raise ArgumentError(
+            explain(
+                f"normal with std={std}." if math.isfinite(mean) else f"normal with mean={mean}.",
+                "a standard deviation is not negative, and neither number is infinite.",
+                "std=1.0",
+            )
+        )
     out, _ = _draw(random_normal, shape, dtype, generator, backend)
     return out if (mean, std) == (0.0, 1.0) else out * float(std) + float(mean)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from typing import Any
 
+from gradflow.arguments import flag, number
 from gradflow.config import get_default_dtype
 from gradflow.ops.axes import canonical_axes, canonical_axis, kept_shape, refuse
 from gradflow.ops.creation import as_tensor, check_dtype
@@ -124,7 +125,9 @@ def _floating(x: Operand) -> Tensor:
     return x if x._data.dtype.kind == "f" else OPS.astype(x, dtype=get_default_dtype())
 
 
-def sum(x: Operand, /, *, axis: Axes = None, dtype: Any = None, keepdims: bool = False, **wrong: object) -> Tensor:
+def sum(
+    x: Operand, /, *positional: object, axis: Axes = None, dtype: Any = None, keepdims: bool = False, **wrong: object
+) -> Tensor:
     """Sum Σ xᵢ over axes; small integers are added in 64 bits.
 
     Args:
@@ -138,128 +141,162 @@ def sum(x: Operand, /, *, axis: Axes = None, dtype: Any = None, keepdims: bool =
     >>> gf.sum(gf.tensor([[1.0, 2.0], [3.0, 4.0]]), axis=0)
     tensor([4., 6.])
     """
-    if wrong:
-        refuse("sum", wrong)
+    if positional or wrong:
+        refuse("sum", positional, wrong)
     x = as_tensor(x)
     if dtype is not None:
         from gradflow.ops.shaping import astype
 
         x = astype(x, check_dtype(dtype), copy=False)
-        out = _sum(x, axis=canonical_axes("sum", axis, x.ndim), keepdims=bool(keepdims))
+        out = _sum(x, axis=canonical_axes("sum", axis, x.ndim), keepdims=flag("sum", "keepdims", keepdims))
         return astype(out, check_dtype(dtype), copy=False)
-    return _sum(x, axis=canonical_axes("sum", axis, x.ndim), keepdims=bool(keepdims))
+    return _sum(x, axis=canonical_axes("sum", axis, x.ndim), keepdims=flag("sum", "keepdims", keepdims))
 
 
-def mean(x: Operand, /, *, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
+def mean(x: Operand, /, *positional: object, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
     """Arithmetic mean (1/n) Σ xᵢ over axes.
 
     >>> gf.mean(gf.tensor([[1.0, 2.0], [3.0, 4.0]]), axis=1)
     tensor([1.5, 3.5])
     """
-    if wrong:
-        refuse("mean", wrong)
+    if positional or wrong:
+        refuse("mean", positional, wrong)
     x = _floating(x)
-    return _mean(x, axis=canonical_axes("mean", axis, x.ndim), keepdims=bool(keepdims))
+    return _mean(x, axis=canonical_axes("mean", axis, x.ndim), keepdims=flag("mean", "keepdims", keepdims))
 
 
-def max(x: Operand, /, *, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
+def max(x: Operand, /, *positional: object, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
     """Largest value over axes; ties share the gradient equally.
 
     >>> gf.max(gf.tensor([[1.0, 2.0], [4.0, 3.0]]), axis=1)
     tensor([2., 4.])
     """
-    if wrong:
-        refuse("max", wrong)
+    if positional or wrong:
+        refuse("max", positional, wrong)
     x = as_tensor(x)
-    return _max(x, axis=canonical_axes("max", axis, x.ndim), keepdims=bool(keepdims))
+    return _max(x, axis=canonical_axes("max", axis, x.ndim), keepdims=flag("max", "keepdims", keepdims))
 
 
-def min(x: Operand, /, *, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
+def min(x: Operand, /, *positional: object, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
     """Smallest value over axes; ties share the gradient equally.
 
     >>> gf.min(gf.tensor([[1.0, 2.0], [4.0, 3.0]]), axis=1)
     tensor([1., 3.])
     """
-    if wrong:
-        refuse("min", wrong)
+    if positional or wrong:
+        refuse("min", positional, wrong)
     x = as_tensor(x)
-    return _min(x, axis=canonical_axes("min", axis, x.ndim), keepdims=bool(keepdims))
+    return _min(x, axis=canonical_axes("min", axis, x.ndim), keepdims=flag("min", "keepdims", keepdims))
 
 
 def var(
-    x: Operand, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False, **wrong: object
+    x: Operand,
+    /,
+    *positional: object,
+    axis: Axes = None,
+    correction: float = 0.0,
+    keepdims: bool = False,
+    **wrong: object,
 ) -> Tensor:
     """Variance Σ (xᵢ − x̄)² / (n − correction) over axes.
 
     >>> gf.var(gf.tensor([1.0, 2.0, 3.0]), correction=1)
     tensor(1.)
     """
-    if wrong:
-        refuse("var", wrong)
+    if positional or wrong:
+        refuse("var", positional, wrong)
     x = _floating(x)
-    return _var(x, axis=canonical_axes("var", axis, x.ndim), correction=correction, keepdims=bool(keepdims))
+    return _var(
+        x,
+        axis=canonical_axes("var", axis, x.ndim),
+        correction=number("var", "correction", correction),
+        keepdims=flag("var", "keepdims", keepdims),
+    )
 
 
 def std(
-    x: Operand, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False, **wrong: object
+    x: Operand,
+    /,
+    *positional: object,
+    axis: Axes = None,
+    correction: float = 0.0,
+    keepdims: bool = False,
+    **wrong: object,
 ) -> Tensor:
     """Standard deviation, the root of `var`; its derivative where all values are equal is 0.
 
     >>> gf.std(gf.tensor([1.0, 2.0, 3.0]), correction=1)
     tensor(1.)
     """
-    if wrong:
-        refuse("std", wrong)
+    if positional or wrong:
+        refuse("std", positional, wrong)
     x = _floating(x)
-    return _std(x, axis=canonical_axes("std", axis, x.ndim), correction=correction, keepdims=bool(keepdims))
+    return _std(
+        x,
+        axis=canonical_axes("std", axis, x.ndim),
+        correction=number("std", "correction", correction),
+        keepdims=flag("std", "keepdims", keepdims),
+    )
 
 
-def all(x: Operand, /, *, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
+def all(x: Operand, /, *positional: object, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
     """Whether every element over axes is true (not zero).
 
     >>> gf.all(gf.tensor([True, False]))
     tensor(False)
     """
-    if wrong:
-        refuse("all", wrong)
+    if positional or wrong:
+        refuse("all", positional, wrong)
     x = as_tensor(x)
-    return _all(x, axis=canonical_axes("all", axis, x.ndim), keepdims=bool(keepdims))
+    return _all(x, axis=canonical_axes("all", axis, x.ndim), keepdims=flag("all", "keepdims", keepdims))
 
 
-def any(x: Operand, /, *, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
+def any(x: Operand, /, *positional: object, axis: Axes = None, keepdims: bool = False, **wrong: object) -> Tensor:
     """Whether some element over axes is true (not zero).
 
     >>> gf.any(gf.tensor([True, False]))
     tensor(True)
     """
-    if wrong:
-        refuse("any", wrong)
+    if positional or wrong:
+        refuse("any", positional, wrong)
     x = as_tensor(x)
-    return _any(x, axis=canonical_axes("any", axis, x.ndim), keepdims=bool(keepdims))
+    return _any(x, axis=canonical_axes("any", axis, x.ndim), keepdims=flag("any", "keepdims", keepdims))
 
 
-def argmax(x: Operand, /, *, axis: int | None = None, keepdims: bool = False, **wrong: object) -> Tensor:
+def argmax(
+    x: Operand, /, *positional: object, axis: int | None = None, keepdims: bool = False, **wrong: object
+) -> Tensor:
     """Index (int64) of the largest value along an axis, the first of equals; of the flattened tensor for None.
 
     >>> gf.argmax(gf.tensor([[1.0, 2.0], [4.0, 3.0]]), axis=1)
     tensor([1, 0])
     """
-    if wrong:
-        refuse("argmax", wrong)
+    if positional or wrong:
+        refuse("argmax", positional, wrong)
     x = as_tensor(x)
-    return _argmax(x, axis=None if axis is None else canonical_axis("argmax", axis, x.ndim), keepdims=bool(keepdims))
+    return _argmax(
+        x,
+        axis=None if axis is None else canonical_axis("argmax", axis, x.ndim),
+        keepdims=flag("argmax", "keepdims", keepdims),
+    )
 
 
-def argmin(x: Operand, /, *, axis: int | None = None, keepdims: bool = False, **wrong: object) -> Tensor:
+def argmin(
+    x: Operand, /, *positional: object, axis: int | None = None, keepdims: bool = False, **wrong: object
+) -> Tensor:
     """Index (int64) of the smallest value along an axis, the first of equals; of the flattened tensor for None.
 
     >>> gf.argmin(gf.tensor([[1.0, 2.0], [4.0, 3.0]]), axis=1)
     tensor([0, 1])
     """
-    if wrong:
-        refuse("argmin", wrong)
+    if positional or wrong:
+        refuse("argmin", positional, wrong)
     x = as_tensor(x)
-    return _argmin(x, axis=None if axis is None else canonical_axis("argmin", axis, x.ndim), keepdims=bool(keepdims))
+    return _argmin(
+        x,
+        axis=None if axis is None else canonical_axis("argmin", axis, x.ndim),
+        keepdims=flag("argmin", "keepdims", keepdims),
+    )
 
 
 __all__ = ["all", "any", "argmax", "argmin", "max", "mean", "min", "std", "sum", "var"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gradflow.arguments import flag, integers, shown
 from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.ops.axes import canonical_axes, canonical_axis, refuse
 from gradflow.ops.creation import _shape, as_tensor, check_dtype, to_device
@@ -81,9 +82,11 @@ def reshape(x: Operand, /, shape: int | Sequence[int], *, copy: bool | None = No
             [3, 4, 5]])
     """
     x = as_tensor(x)
-    if copy:
+    if copy is not None and flag("reshape", "copy", copy):
         x = _copied(x)
-    out = _reshape(x, shape=_resolve_shape(x, (shape,) if hasattr(shape, "__index__") else tuple(shape)))
+    mistake, fix = f"reshape to {shown(shape)}.", "gf.reshape(x, (2, -1)) or x.reshape(2, -1)"
+    wanted = integers(mistake, shape, why="lengths are integers.", fix=fix)
+    out = _reshape(x, shape=_resolve_shape(x, wanted))
     if copy is False and x.size and not _share_memory(x, out):
         raise ArgumentError(
             explain(
@@ -104,14 +107,8 @@ def _copied(x: Tensor) -> Tensor:
     return copy(x)
 
 
-def _resolve_shape(x: Tensor, shape: Sequence[Any]) -> tuple[int, ...]:
-    if any(not hasattr(n, "__index__") for n in shape):
-        raise DTypeError(
-            explain(
-                f"reshape to {tuple(shape)!r}.", "lengths are integers.", "gf.reshape(x, (2, -1)) or x.reshape(2, -1)"
-            )
-        )
-    wanted = tuple(int(n.__index__()) for n in shape)
+def _resolve_shape(x: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    wanted = shape
     if wanted.count(-1) == 1:
         known = math.prod(n for n in wanted if n != -1)
         if known > 0 and x.size % known == 0:
@@ -119,7 +116,7 @@ def _resolve_shape(x: Tensor, shape: Sequence[Any]) -> tuple[int, ...]:
     if min(wanted, default=0) < 0 or math.prod(wanted) != x.size:
         raise ShapeError(
             explain(
-                f"reshape of shape {x.shape} to {tuple(shape)}.",
+                f"reshape of shape {x.shape} to {shape}.",
                 f"the {x.size} elements do not fill that shape"
                 + (", and only one length may be -1." if min(wanted, default=0) < 0 else "."),
                 "gf.reshape(x, (x.shape[0], -1))",
@@ -128,14 +125,16 @@ def _resolve_shape(x: Tensor, shape: Sequence[Any]) -> tuple[int, ...]:
     return wanted
 
 
-def flatten(x: Operand, /, *, start_axis: int = 0) -> Tensor:
+def flatten(x: Operand, /, *positional: object, start_axis: int = 0, **wrong: object) -> Tensor:
     """All axes from `start_axis` on as one.
 
     >>> gf.flatten(gf.ones((2, 3, 4)), start_axis=1).shape
     (2, 12)
     """
+    if positional or wrong:
+        refuse("flatten", positional, wrong, setting="start_axis")
     x = as_tensor(x)
-    start = canonical_axis("flatten", start_axis, x.ndim) if x.ndim else 0
+    start = canonical_axis("flatten", start_axis, x.ndim, name="start_axis") if x.ndim else 0
     return _reshape(x, shape=(*x.shape[:start], math.prod(x.shape[start:])))
 
 
@@ -149,13 +148,15 @@ def permute_dims(x: Operand, /, axes: Sequence[int]) -> Tensor:
     (4, 2, 3)
     """
     x = as_tensor(x)
-    order = tuple(canonical_axis("permute_dims", a, x.ndim) for a in axes)
+    fix = f"gf.permute_dims(x, {tuple(reversed(range(x.ndim)))})"
+    given = integers(f"permute_dims by {shown(axes)}.", axes, why="axes are integers.", fix=fix)
+    order = tuple(canonical_axis("permute_dims", axis, x.ndim, fix=fix) for axis in given)
     if sorted(order) != list(range(x.ndim)):
         raise ShapeError(
             explain(
-                f"permute_dims of shape {x.shape} by {tuple(axes)}.",
+                f"permute_dims of shape {x.shape} by {given}.",
                 "every axis must be named once.",
-                f"gf.permute_dims(x, {tuple(reversed(range(x.ndim)))})",
+                fix,
             )
         )
     return _permute_dims(x, axes=order)
@@ -190,8 +191,10 @@ def moveaxis(x: Operand, source: int | tuple[int, ...], destination: int | tuple
 
 def _axes_in_order(function: str, axis: int | tuple[int, ...], ndim: int) -> list[int]:
     """One axis or several, counted from the front."""
-    canonical_axes(function, axis, ndim)  # raises for one that is named twice
-    return [canonical_axis(function, a, ndim) for a in (axis if isinstance(axis, tuple | list) else (axis,))]
+    fix = f"gf.{function}(x, 0, -1)"
+    axes = [canonical_axis(function, a, ndim, fix=fix) for a in (axis if isinstance(axis, tuple | list) else (axis,))]
+    canonical_axes(function, axes, ndim)  # raises for one that is named twice
+    return axes
 
 
 def broadcast_to(x: Operand, /, shape: Sequence[int]) -> Tensor:
@@ -225,7 +228,7 @@ def expand_dims(x: Operand, /, axis: int = 0, **wrong: object) -> Tensor:
     (2, 1)
     """
     if wrong:
-        refuse("expand_dims", wrong)
+        refuse("expand_dims", (), wrong)
     x = as_tensor(x)
     at = canonical_axis("expand_dims", axis, x.ndim + 1)
     return _reshape(x, shape=(*x.shape[:at], 1, *x.shape[at:]))
@@ -241,7 +244,7 @@ def squeeze(x: Operand, /, axis: int | tuple[int, ...], **wrong: object) -> Tens
     (2, 3)
     """
     if wrong:
-        refuse("squeeze", wrong)
+        refuse("squeeze", (), wrong)
     x = as_tensor(x)
     axes = canonical_axes("squeeze", axis, x.ndim)
     if any(x.shape[a] != 1 for a in axes):
@@ -268,12 +271,12 @@ def astype(x: Operand, dtype: Any, /, *, copy: bool = True, device: Any = None) 
     x, wanted = as_tensor(x), check_dtype(dtype)
     if device is not None:
         x = to_device(x, device)
-    if not copy and x.dtype == wanted:
+    if not flag("astype", "copy", copy) and x.dtype == wanted:
         return x
     return _astype(x if wanted.kind == "f" else x.detach(), dtype=wanted)
 
 
-def concat(arrays: Sequence[Operand], /, *, axis: int | None = 0, **wrong: object) -> Tensor:
+def concat(arrays: Sequence[Operand], /, *positional: object, axis: int | None = 0, **wrong: object) -> Tensor:
     """Tensors joined along an axis that exists; with axis=None all are flattened first.
 
     Raises:
@@ -283,8 +286,8 @@ def concat(arrays: Sequence[Operand], /, *, axis: int | None = 0, **wrong: objec
     >>> gf.concat([gf.tensor([1.0]), gf.tensor([2.0, 3.0])])
     tensor([1., 2., 3.])
     """
-    if wrong:
-        refuse("concat", wrong)
+    if positional or wrong:
+        refuse("concat", positional, wrong)
     tensors = _together("concat", arrays)
     if axis is None:
         return _concat(*(flatten(t) for t in tensors), axis=0)
@@ -304,7 +307,7 @@ def concat(arrays: Sequence[Operand], /, *, axis: int | None = 0, **wrong: objec
     return _concat(*tensors, axis=at)
 
 
-def stack(arrays: Sequence[Operand], /, *, axis: int = 0, **wrong: object) -> Tensor:
+def stack(arrays: Sequence[Operand], /, *positional: object, axis: int = 0, **wrong: object) -> Tensor:
     """Tensors of one shape joined along a new axis.
 
     Raises:
@@ -315,8 +318,8 @@ def stack(arrays: Sequence[Operand], /, *, axis: int = 0, **wrong: object) -> Te
     tensor([[1., 3.],
             [2., 4.]])
     """
-    if wrong:
-        refuse("stack", wrong)
+    if positional or wrong:
+        refuse("stack", positional, wrong)
     tensors = _together("stack", arrays)
     for i, t in enumerate(tensors):
         if t.shape != tensors[0].shape:
@@ -337,6 +340,7 @@ def _together(name: str, arrays: Sequence[Operand]) -> tuple[Tensor, ...]:
         isinstance(arrays, Tensor | np.ndarray)
         and arrays.ndim == 0
         or not isinstance(arrays, Sequence | Tensor | np.ndarray)
+        or isinstance(arrays, str | bytes)
     ):
         raise DTypeError(
             explain(f"{name} of a {type(arrays).__name__}.", "it takes a sequence of tensors.", f"gf.{name}([x, y])")

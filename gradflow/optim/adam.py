@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, final
 
+from gradflow.arguments import flag
 from gradflow.ops.update import ADAM_HYPER
 from gradflow.optim.optimizer import Optimizer
 
@@ -61,7 +62,11 @@ class Adam(Optimizer):
         eps_inside_root: bool = False,
         maximize: bool = False,
     ) -> None:
-        self.settings = {"decoupled": False, "eps_inside": bool(eps_inside_root), "maximize": bool(maximize)}
+        self.settings = {
+            "decoupled": False,
+            "eps_inside": flag(type(self).__name__, "eps_inside_root", eps_inside_root),
+            "maximize": flag(type(self).__name__, "maximize", maximize),
+        }
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
 
@@ -106,5 +111,9 @@ class AdamW(Optimizer):
         eps_inside_root: bool = False,
         maximize: bool = False,
     ) -> None:
-        self.settings = {"decoupled": True, "eps_inside": bool(eps_inside_root), "maximize": bool(maximize)}
+        self.settings = {
+            "decoupled": True,
+            "eps_inside": flag(type(self).__name__, "eps_inside_root", eps_inside_root),
+            "maximize": flag(type(self).__name__, "maximize", maximize),
+        }
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})

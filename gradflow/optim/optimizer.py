@@ -9,6 +9,7 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast, final
 
 import numpy as np
 
+from gradflow.arguments import flag, shown, wrong_kind
 from gradflow.errors import ArgumentError, DTypeError, GraphError, StateDictError, explain
 from gradflow.mode import NO_GRAD, using
 from gradflow.ops.creation import make_tensor, zeros, zeros_like
@@ -152,7 +153,7 @@ class ParamGroup(Mapping[str, Any]):
         return self.hyper.tolist()[self._names.index(name)]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        values = _apart({name: value}, self._names)
+        values = _apart({name: value}, self._names) if isinstance(name, str) else {repr(name): value}
         if not values.keys() <= set(self._names):
             raise ArgumentError(
                 explain(
@@ -212,6 +213,11 @@ class Optimizer(ABC):
                     f"{type(self).__name__}(model.parameters(), lr=...)",
                 )
             )
+        if not hasattr(params, "__iter__") or isinstance(params, type):
+            name = type(self).__name__
+            raise wrong_kind(
+                name, "params", params, "it takes an iterable of parameters.", f"{name}(model.parameters())"
+            )
         given = list(params)
         groups = given if given and all(isinstance(g, dict) for g in given) else [{"params": given}]
         checked = [self._checked_group(group) for group in groups]
@@ -221,6 +227,9 @@ class Optimizer(ABC):
     @final
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Update every parameter that has a gradient; with a closure, compute the loss by it first and return it."""
+        if closure is not None and not callable(closure):
+            reason = "a closure computes the loss and its gradients, and returns the loss."
+            raise wrong_kind("step", "closure", closure, reason, "loss.backward(), then optimizer.step()")
         loss = None if closure is None else closure()
         update = getattr(OPS, self.rule)
         for group in self.param_groups:
@@ -238,6 +247,7 @@ class Optimizer(ABC):
     @final
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all parameters; with set_to_none=False, fill those there are with zeros."""
+        set_to_none = flag("zero_grad", "set_to_none", set_to_none)
         for group in self.param_groups:
             for p in group.params:
                 if (node := p._node) is not None and node.grad is not None:
@@ -272,6 +282,9 @@ class Optimizer(ABC):
                 )
             )
         given = group["params"]
+        if not hasattr(given, "__iter__") or isinstance(given, type):
+            reason = "a group names its parameters in an iterable."
+            raise wrong_kind(name, "params", given, reason, '{"params": [w], "lr": 0.1}')
         params = [given] if isinstance(given, Tensor) else list(given)
         if not params:
             raise ArgumentError(
@@ -384,19 +397,29 @@ class Optimizer(ABC):
                         entry = _entry(state, numbers[id(p)])
                         buffer.steps[i] = _steps(entry)
                         for name, slot in zip(self.slots, buffer.slots, strict=True):
-                            _piece(buffer, slot, i)[...] = make_tensor(entry.get(name, 0.0), backend=p.backend)
+                            value = entry.get(name, 0.0)
+                            if not isinstance(value, Tensor):  # float16 comes in, though gradflow has none
+                                value = np.asarray(value).astype(p.dtype)
+                            _piece(buffer, slot, i)[...] = make_tensor(value, backend=p.backend)
                     buffer.runs = {}
 
     def _misfits(self, state_dict: Any) -> list[str]:
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
             return ['it has no "state" and "param_groups"']
         state, saved = state_dict["state"], state_dict["param_groups"]
+        if not isinstance(state, Mapping):
+            return [f'its "state" is a {type(state).__name__} and no dict']
+        if not isinstance(saved, list | tuple) or not all(isinstance(group, Mapping) for group in saved):
+            return ['its "param_groups" is no list of dicts']
         if len(saved) != len(self.param_groups):
             return [f"it has {len(saved)} parameter groups, the optimizer {len(self.param_groups)}"]
         wrong = []
         for i, (group, other) in enumerate(zip(self.param_groups, saved, strict=True)):
-            if len(group.params) != (given := len(other.get("params", ()))):
-                wrong.append(f"group {i} has {given} parameters, the optimizer's {len(group.params)}")
+            given = other.get("params", ())
+            if not isinstance(given, list | tuple):
+                wrong.append(f'"params" of group {i} is a {type(given).__name__} and no list')
+            elif len(group.params) != len(given):
+                wrong.append(f"group {i} has {len(given)} parameters, the optimizer's {len(group.params)}")
             wrong += self._wrong_numbers(other)
         params = [p for group in self.param_groups for p in group.params]
         for key in state:
@@ -414,8 +437,9 @@ class Optimizer(ABC):
         except ArgumentError as error:
             yield str(error).split(".\n")[0]
         for name, setting in self.settings.items():
-            if bool(group.get(name, setting)) != setting:
-                yield f"it has {name}={group[name]}, the optimizer {name}={setting}"
+            given = group.get(name, setting)
+            if not isinstance(given, bool | int | np.bool_) or bool(given) != setting:
+                yield f"it has {name}={shown(given)}, the optimizer {name}={setting}"
 
     def _wrong_state(self, state: Mapping[Any, Any], number: int, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         try:
@@ -493,5 +517,7 @@ def require(name: str, value: Any) -> float:
     low, high = (-float("inf") if name == "dampening" else 0.0), (1.0 if name.startswith("beta") else float("inf"))
     if not low <= number < high:
         allowed = "a number" if low < 0 else f"in [0, {high:g})" if high == 1 else "at least 0"
-        raise ArgumentError(explain(f"{name}={value!r}.", f"{name} is {allowed}.", f"{name}={_TYPICAL.get(name, low)}"))
+        raise ArgumentError(
+            explain(f"{name}={shown(value)}.", f"{name} is {allowed}.", f"{name}={_TYPICAL.get(name, low)}")
+        )
     return number

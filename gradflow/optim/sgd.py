@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, final
 
+from gradflow.arguments import flag
 from gradflow.errors import ArgumentError, explain
 from gradflow.ops.update import SGD_HYPER
-from gradflow.optim.optimizer import Optimizer
+from gradflow.optim.optimizer import Optimizer, require
 
 
 @final
@@ -58,8 +59,11 @@ class SGD(Optimizer):
         *,
         maximize: bool = False,
     ) -> None:
-        self.settings = {"nesterov": bool(nesterov), "maximize": bool(maximize)}
-        if nesterov and (momentum <= 0 or dampening != 0):
+        self.settings = {
+            "nesterov": flag(type(self).__name__, "nesterov", nesterov),
+            "maximize": flag(type(self).__name__, "maximize", maximize),
+        }
+        if self.settings["nesterov"] and (require("momentum", momentum) == 0 or require("dampening", dampening) != 0):
             raise ArgumentError(
                 explain(
                     f"nesterov=True with momentum={momentum}, dampening={dampening}.",

@@ -16,10 +16,17 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from gradflow.testing.strategies import broadcastable_shapes, shapes
 from tests.array_api.standard import DTYPES, FLOATS, FUNCTIONS, DType, accepted, category, required, standard_dtype
-from tests.strategies import broadcastable, shapes
 
 Shape = tuple[int, ...]
+
+
+def broadcastable(count: int) -> st.SearchStrategy[tuple[Shape, ...]]:
+    """Shapes that broadcast against each other, and what they broadcast to, last."""
+    return broadcastable_shapes(count).map(lambda drawn: (*drawn, np.broadcast_shapes(*drawn)))
+
+
 Draw = Callable[..., Any]
 INTEGERS = [d for d in DTYPES if "int" in d]
 NUMBERS = INTEGERS + FLOATS

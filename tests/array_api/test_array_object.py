@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import gradflow as gf
 from gradflow.backend import Backend
 from gradflow.errors import ArgumentError, DTypeError, ShapeError
+from gradflow.testing.strategies import shapes
 from tests.array_api.calls import calls
 from tests.array_api.standard import (
     DTYPES,
@@ -35,7 +36,6 @@ from tests.array_api.standard import (
     theirs,
 )
 from tests.array_api.test_conformance_dtypes import FUNCTION_OF, OPERATORS
-from tests.strategies import shapes
 
 
 def test_a_tensor_has_every_member_of_the_standards_array() -> None:

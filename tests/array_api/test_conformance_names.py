@@ -65,8 +65,10 @@ def default(parameter: inspect.Parameter) -> Any:
 def differences(ours: inspect.Signature, standard: inspect.Signature) -> dict[str, str]:
     """Parameter -> in what a signature departs from the standard's, beyond keyword-only parameters of its own."""
     found = {}
-    own = dict(ours.parameters)
-    in_order = iter([p for p in own.values() if p.kind not in (p.KEYWORD_ONLY, p.VAR_KEYWORD)])
+    catch_all = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD  # they explain mistakes
+    wanted_too = {name for name, p in standard.parameters.items() if p.kind in catch_all}
+    own = {name: p for name, p in ours.parameters.items() if p.kind not in catch_all or name in wanted_too}
+    in_order = iter([p for p in own.values() if p.kind is not p.KEYWORD_ONLY])
     for name, wanted in standard.parameters.items():
         mine = own.get(name) if wanted.kind is wanted.KEYWORD_ONLY else next(in_order, None)
         if mine is None:
@@ -80,7 +82,7 @@ def differences(ours: inspect.Signature, standard: inspect.Signature) -> dict[st
         elif default(mine) != default(wanted):
             found[name] = f"has the default {mine.default}, not {wanted.default}"
     for name, extra in own.items():
-        if extra.kind not in (extra.KEYWORD_ONLY, extra.VAR_KEYWORD):  # **wrong answers another library's names
+        if extra.kind is not extra.KEYWORD_ONLY:
             found[name] = "is not the standard's, and positional"
         elif extra.kind is extra.KEYWORD_ONLY and extra.default is extra.empty:
             found[name] = "is not the standard's, and has no default"
