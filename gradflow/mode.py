@@ -27,8 +27,8 @@ class Interpreter(Protocol):
     def read(self, tensor: Any, how: str) -> None:
         """Called where a value leaves the graph: `.item()`, `bool(t)`, `np.asarray(t)`; may refuse."""
 
-    def sweep(self, root: Any, run: Callable[..., Any], lift: Any, hooks: Any) -> Any:
-        """Run a backward sweep from `root`: `run(lift, hooks)`, with others in the place of these two if it likes."""
+    def sweep(self, root: Any, run: Callable[..., Any], lift: Any, hooks: Any, retain: bool) -> Any:
+        """Run a backward sweep from `root`: `run(lift, hooks, retain)`, with others in the place of these if needed."""
 
 
 class Mode:

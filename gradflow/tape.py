@@ -145,6 +145,12 @@ _FREED: tuple[Edge, ...] = ((_GRAVE, _freed, ()),)
 _BY_AGE = attrgetter("seq")
 
 
+def free(nodes: Iterable[Node]) -> None:
+    """Drop what nodes saved; whoever comes to them later is told so."""
+    for node in nodes:
+        node.edges = _FREED
+
+
 def project(xp: Any, ct: Any, like: Node | Leaf) -> Any:
     """Bring a cotangent to its primal's space: undo broadcasting, then take the primal's dtype."""
     if ct.shape != like.shape:

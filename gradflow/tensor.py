@@ -599,12 +599,14 @@ def _sweep(
 ) -> dict[Any, Any]:
     """A sweep of the tape, through the interpreter if there is one."""
 
-    def run(lift: Any, hooks: Any) -> dict[Any, Any]:
+    def run(lift: Any, hooks: Any, retain: bool) -> dict[Any, Any]:
         extent = root._xp.backend.extent
         return tape.sweep(cast(Node, root._node), seed, xp, extent, retain, lift, hooks, targets)
 
     interpreter = get_mode().interpreter
-    return run(lift, hooks) if interpreter is None else cast(dict[Any, Any], interpreter.sweep(root, run, lift, hooks))
+    if interpreter is None:
+        return run(lift, hooks, retain)
+    return cast(dict[Any, Any], interpreter.sweep(root, run, lift, hooks, retain))
 
 
 def lift(node: Node, xp: Any) -> list[Edge | None]:

@@ -22,6 +22,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
+from gradflow import tape
 from gradflow.anomaly import report
 from gradflow.anomaly.events import Event, Log, here, operand_names, origins, summaries, values_line
 from gradflow.anomaly.report import Reason
@@ -58,7 +59,7 @@ class Hunt:
         """Run an operation, and look at what came out."""
         mode = get_mode()
         with np.errstate(all="ignore"):  # the report says all that a warning would
-            before = self._before_write(primitive, operands) if primitive.writes else FINE
+            before = self._before_write(operands[: primitive.writes]) if primitive.writes else FINE
             set_mode(self.modes[recording])  # not `using`, which takes 0.3 µs more
             try:
                 out = primitive.function(*operands, **settings)
@@ -116,18 +117,18 @@ class Hunt:
         return [event for t in operands if (event := self.log.of(t._data)) is not None]
 
     # ------------------------------------------------------------ writes in place
-    def _before_write(self, primitive: Primitive, operands: Operands) -> int:
-        """How bad what will be overwritten is."""
-        written = [t for t in operands[: primitive.writes] if not is_finite(t._data, t._xp)]
-        return worst_of([t.backend.to_numpy(t._data) for t in written])
+    def _before_write(self, targets: Operands) -> int:
+        """How bad what will be overwritten is; what an optimizer has written before was looked at then."""
+        bad = [t for t in targets if not self.log.was_finite(t._data) and not is_finite(t._data, t._xp)]
+        return worst_of([t.backend.to_numpy(t._data) for t in bad])
 
     def _look_at_write(self, primitive: Primitive, operands: Operands, before: int) -> None:
         """Look at what was written. What an update produces is in the parameters by now: that is told at once."""
         xp, written, read = operands[0]._xp, operands[: primitive.writes], operands[primitive.writes :]
         bad = [i for i, t in enumerate(written) if not is_finite(t._data, xp)]
         parents = self._parents(operands) if self.log.events else []
-        for t in written:
-            self.log.drop(t._data)
+        for i, t in enumerate(written):
+            self.log.written(t._data, finite=i not in bad)
         if not bad:
             return
         hosts = [xp.backend.to_numpy(t._data) for t in read]
@@ -167,20 +168,33 @@ class Hunt:
         return bool(self.outer is not None and getattr(self.outer, "traces", lambda _: False)(tensor))
 
     # ------------------------------------------------------------ going backward
-    def sweep(self, root: Tensor, run: Callable[..., Any], lift: Any, hooks: Any) -> Any:
-        """Run a backward sweep, and look at every cotangent on its way."""
+    def sweep(self, root: Tensor, run: Callable[..., Any], lift: Any, hooks: Any, retain: bool) -> Any:
+        """Run a backward sweep, and find where what comes out of it went bad.
+
+        A sweep on raw arrays runs once for the gradients and, only if one of them is bad, once more with an eye on
+        every cotangent. What has effects beside its result (hooks, recorded derivatives) runs once, watched.
+        """
         self._judge_root(root)
-        watch = Sweep(self.log, self._tell, root._xp, lift, hooks)
         with np.errstate(all="ignore"):
-            if self.outer is None:
-                found = run(watch.lift, watch.arrive)
+            if self.at_once or lift is not None or hooks is not None:
+                found, watch = self._watched(root, run, lift, hooks, retain)
             else:
-                found = self.outer.sweep(root, run, watch.lift, watch.arrive)
-        if watch.events:
-            for g in found.values():
-                if g is not None and (event := watch.of(g)) is not None:
-                    self.judge(event, "in the gradient that came out")
+                visited: list[Node] = []
+                found = run(lambda node: visited.append(node) or node.edges, None, True)  # type: ignore[func-returns-value]
+                if all(g is None or is_finite(g, root._xp) for g in found.values()):
+                    tape.free(() if retain else visited)
+                    return found
+                _, watch = self._watched(root, run, None, None, retain)
+        for event in watch.ends():
+            self.judge(event, "in the gradient that came out")
         return found
+
+    def _watched(self, root: Tensor, run: Any, lift: Any, hooks: Any, retain: bool) -> tuple[dict[Any, Any], Sweep]:
+        watch = Sweep(self.log, self._tell, root._xp, lift, hooks)
+        run = run if self.outer is None else partial(self.outer.sweep, root, run)
+        found = run(watch.lift, watch.arrive, retain)
+        watch.gradients = [g for g in found.values() if g is not None]
+        return found, watch
 
     def _tell(self, event: Event) -> None:
         if self.at_once and event.produced and self._counts(event):
@@ -227,7 +241,10 @@ class Hunt:
         where = report.where_it_ran(first.site)
         details = [*first.details, *(where[:1] if inside else where)]
         steps = [event for event in (*last.line, last) if event.number > first.number]
-        passed_on = [f"{e.name} ({report.number(e.value)}) {report.where_it_ran(e.site)[0]}" for e in steps]
+        passed_on = [
+            f"{e.name} ({report.number(e.value)}{', produced' if e.produced else ''}) {report.where_it_ran(e.site)[0]}"
+            for e in steps
+        ]
         return report.anomaly(mistake, details, passed_on, reason or first.reason(), used)
 
 

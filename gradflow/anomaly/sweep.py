@@ -58,6 +58,11 @@ class Sweep:
         self.sent: dict[Any, Any] = {}  # node -> what a rule has sent there last
         self.bad: dict[Any, list[Event]] = {}  # node -> what was bad of what was sent there
         self.users: dict[Any, list[tuple[Node, int, Any]]] = {}  # node -> who has sent it; the condition of a where
+        self.gradients: list[Any] = []  # what came out
+
+    def ends(self) -> list[Event]:
+        """The events of what came out."""
+        return [event for g in self.gradients if (event := self.of(g)) is not None]
 
     def of(self, cotangent: Any) -> Event | None:
         """The event of a cotangent, if it is bad."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from gradflow import tape
@@ -93,9 +94,9 @@ class Trace:
         if self._outer is not None:
             self._outer.read(tensor, how)
 
-    def sweep(self, root: Tensor, run: Callable[..., Any], lift: Any, hooks: Any) -> Any:
+    def sweep(self, root: Tensor, run: Callable[..., Any], lift: Any, hooks: Any, retain: bool) -> Any:
         """Run a backward sweep, whose operations come here one by one."""
-        return run(lift, hooks) if self._outer is None else self._outer.sweep(root, run, lift, hooks)
+        return (run if self._outer is None else partial(self._outer.sweep, root, run))(lift, hooks, retain)
 
     def traces(self, tensor: Tensor) -> bool:
         """Whether a tensor's value depends on the arguments or is computed by an equation."""
