@@ -220,7 +220,7 @@ class Hunt:
         if producer is not None and self._counts(event):
             raise self._error(producer, event, used)
         if producer is None and data and event.badness == NAN:
-            first = (*event.line, event)[0]
+            first = next((e for e in event.line if e.name != "copy"), event)  # gf.tensor copies its data
             why = f"no operation made it: it was in the operands of {first.name} already."
             reason = why, "look at the data before training: gf.isfinite(batch).all()"
             raise self._error(first, event, used, reason=reason)

@@ -177,14 +177,15 @@ class Sweep:
             return known  # one of several cotangents, handed on
         host = self.xp.backend.to_numpy
         out = host(next(a for a in arrays_of(ct) if not is_finite(a, self.xp)))
-        before = max(worst_of([host(a) for a in arrays_of(g)]), inner.badness if inner is not None else FINE)
+        made = inner if inner is not None and inner.producer() is not None else None
+        before = max(worst_of([host(a) for a in arrays_of(g)]), made.badness if made is not None else FINE)
         at = first_of_worst(badness_of(out), badness_of(out) > before)
         return self._put(
             ct,
             out,
             at,
             getattr(node, "site", None),
-            [e for e in (self.of(g), inner) if e is not None],
+            [e for e in (self.of(g), made) if e is not None],
             name=f"the derivative given for {node.primitive.name}",
             what="a cotangent",
             produced=worst_of([out]) > before,
