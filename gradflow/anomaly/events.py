@@ -61,7 +61,6 @@ class Log:
     def __init__(self) -> None:
         self.events: dict[int, tuple[weakref.ref[Any], Event]] = {}
         self.latest: Event | None = None
-        self._finite: dict[int, weakref.ref[Any]] = {}
         self._count = itertools.count(1)
 
     def new(self, result: np.ndarray, here: Any, parents: Sequence[Event], **rest: Any) -> Event:
@@ -81,19 +80,9 @@ class Log:
         events[key] = weakref.ref(array, lambda _: events.pop(key, None)), event
         self.latest = event
 
-    def written(self, array: Any, finite: bool) -> None:
-        """Forget the event of an array that was written, and note whether it is finite now."""
-        key, known = id(array), self._finite
-        self.events.pop(key, None)
-        if not finite:
-            known.pop(key, None)
-        elif not self.was_finite(array):
-            known[key] = weakref.ref(array, lambda _: known.pop(key, None))
-
-    def was_finite(self, array: Any) -> bool:
-        """Whether an array was finite when it was last written."""
-        found = self._finite.get(id(array))
-        return found is not None and found() is array
+    def drop(self, array: Any) -> None:
+        """Forget the event of an array that was written."""
+        self.events.pop(id(array), None)
 
     def ends(self) -> list[Event]:
         """What is alive, and nothing was made of."""
