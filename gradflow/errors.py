@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import os
+import sys
+from types import FrameType
+
+_OURS = (os.path.dirname(__file__) + os.sep, "<gradflow ", copy.__file__)  # files between a user's call and the engine
+
+
+@functools.cache
+def is_ours(filename: str) -> bool:
+    """Whether code of this file is gradflow's own, generated functions included."""
+    return filename.startswith(_OURS)
+
+
+def users_frame() -> FrameType | None:
+    """The innermost frame of the user's code that the present call came from."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and is_ours(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
 
 def explain(mistake: str, reason: str, fix: str) -> str:
     """Build a message in the order in which a reader needs it.
@@ -46,6 +68,10 @@ class IndexRangeError(GradflowError, IndexError):
 
 class GraphError(GradflowError, RuntimeError):
     """A derivative that the recorded graph cannot give: freed, overwritten, never recorded."""
+
+
+class AnomalyError(GradflowError, FloatingPointError):
+    """A NaN or an infinity that an operation produced, found by `detect_anomaly`."""
 
 
 class TracedValueError(GradflowError, TypeError):

@@ -6,18 +6,29 @@ every other mode belongs to an interpreter (tracing, anomaly hunting), which is 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from typing import Any, Protocol
 
 
 class Interpreter(Protocol):
-    """Runs operations in place of the engine's own fast path."""
+    """Runs operations in place of the engine's own fast path.
+
+    Attributes:
+        on_tensors: whether a backward sweep runs on Tensors, so that the operations of each rule come here too.
+    """
+
+    on_tensors: bool
 
     def apply(self, primitive: Any, operands: tuple[Any, ...], settings: dict[str, Any], recording: bool) -> Any:
         """Run one operation; `recording` says whether a derivative may be wanted."""
 
     def read(self, tensor: Any, how: str) -> None:
         """Called where a value leaves the graph: `.item()`, `bool(t)`, `np.asarray(t)`; may refuse."""
+
+    def sweep(self, root: Any, run: Callable[..., Any], lift: Any, hooks: Any, retain: bool) -> Any:
+        """Run a backward sweep from `root`: `run(lift, hooks, retain)`, with others in the place of these if needed."""
 
 
 class Mode:
@@ -62,3 +73,23 @@ def grad_mode(recording: bool) -> Mode:
 def set_mode(mode: Mode) -> None:
     """Switch for the rest of the context (a thread, a task)."""
     _MODE.set(mode)
+
+
+def resumed(generator: Generator[Any, Any, Any], block: Callable[[], AbstractContextManager[Any]]) -> Any:
+    """The same generator, which runs inside a block (a new one each time it is resumed) while its caller does not."""
+    resume: Callable[[Any], Any] = generator.send
+    sent: Any = None
+    while True:
+        with block():
+            try:
+                item = resume(sent)
+            except StopIteration as end:
+                return end.value
+        try:
+            resume, sent = generator.send, (yield item)
+        except GeneratorExit:
+            with block():
+                generator.close()
+            raise
+        except BaseException as error:
+            resume, sent = generator.throw, error

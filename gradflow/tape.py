@@ -38,10 +38,11 @@ class Node:
     """One recorded operation; edges[i] is None or (parent, rule, saved): the way back to operand i.
 
     There is no __init__: `Node()` and five stores cost 105 ns, the same through __init__ 137. The slots `hooks`,
-    `grad` stay unset until somebody registers a hook or asks to retain the gradient.
+    `grad`, `site` stay unset until somebody registers a hook, asks to retain the gradient, or wants to know where the
+    operation ran.
     """
 
-    __slots__ = ("dtype", "edges", "grad", "hooks", "primitive", "seq", "shape")
+    __slots__ = ("dtype", "edges", "grad", "hooks", "primitive", "seq", "shape", "site")
     seq: int
     shape: tuple[int, ...]
     dtype: Any
@@ -49,6 +50,7 @@ class Node:
     edges: tuple[Edge | None, ...]
     grad: Any
     hooks: dict[object, Callable[[Any], Any]]
+    site: Any
 
 
 hooks_in_use = False  # set for good by the first hook: without one the sweep does not look for any
@@ -141,6 +143,12 @@ def _freed(*_: Any) -> Any:
 _GRAVE = Leaf((), None)  # where all freed nodes lead
 _FREED: tuple[Edge, ...] = ((_GRAVE, _freed, ()),)
 _BY_AGE = attrgetter("seq")
+
+
+def free(nodes: Iterable[Node]) -> None:
+    """Drop what nodes saved; whoever comes to them later is told so."""
+    for node in nodes:
+        node.edges = _FREED
 
 
 def project(xp: Any, ct: Any, like: Node | Leaf) -> Any:

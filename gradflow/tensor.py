@@ -7,7 +7,7 @@ differentiated again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from threading import RLock, get_ident
 from types import GeneratorType, SimpleNamespace
@@ -18,7 +18,7 @@ import numpy as np
 from gradflow import tape
 from gradflow.arguments import flag, wrong_kind
 from gradflow.errors import ArgumentError, BackendMismatchError, DTypeError, GraphError, ShapeError, explain
-from gradflow.mode import Mode, get_mode, grad_mode, set_mode, using
+from gradflow.mode import Mode, get_mode, grad_mode, resumed, set_mode, using
 from gradflow.tape import Edge, Leaf, Node
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class Tensor:
             create_graph = flag("backward", "create_graph", create_graph)
         retain = create_graph if retain_graph is None else flag("backward", "retain_graph", retain_graph)
         seed = _seed(self, gradient)
-        if create_graph or seed._node is not None or get_mode().interpreter is not None:
+        if create_graph or seed._node is not None or sweeps_tensors():
             with using(grad_mode(create_graph)):
                 found = own_tensors(sweep_tensors(self, seed, retain), seed)
                 with _accumulating:
@@ -626,16 +626,43 @@ def _seed(of: Tensor, gradient: Operand | None) -> Tensor:
 
 def sweep_tensors(root: Tensor, seed: Tensor, retain: bool, targets: Iterable[Any] | None = None) -> dict[Any, Tensor]:
     """Sweep with the generic rules on Tensors: the derivative is recorded if the present mode records."""
-    xp, node = root._xp, cast(Node, root._node)
+    xp = root._xp
     hooks = _run_hooks if tape.hooks_in_use else None
-    return tape.sweep(node, seed, OPS, xp.backend.extent, retain, lambda n: lift(n, xp), hooks, targets)
+    return _sweep(root, seed, OPS, retain, lambda n: lift(n, xp), hooks, targets)
 
 
 def sweep_arrays(root: Tensor, seed: Any, retain: bool, targets: Iterable[Any] | None = None) -> dict[Any, Any]:
     """Sweep on raw arrays, with the backend's faster derivatives where it has any."""
-    xp, node = root._xp, cast(Node, root._node)
+    xp = root._xp
     hooks = (lambda n, g: _run_hooks(n, wrap(g, xp))._data) if tape.hooks_in_use else None
-    return tape.sweep(node, seed, xp, xp.backend.extent, retain, None, hooks, targets)
+    return _sweep(root, seed, xp, retain, None, hooks, targets)
+
+
+def sweeps_tensors() -> bool:
+    """Whether the present interpreter, if there is one, wants sweeps on Tensors."""
+    interpreter = get_mode().interpreter
+    return interpreter is not None and interpreter.on_tensors
+
+
+def _sweep(
+    root: Tensor,
+    seed: Any,
+    xp: Any,
+    retain: bool,
+    lift: Callable[[Node], Iterable[Edge | None]] | None,
+    hooks: Callable[[Any, Any], Any] | None,
+    targets: Iterable[Any] | None,
+) -> dict[Any, Any]:
+    """A sweep of the tape, through the interpreter if there is one."""
+
+    def run(lift: Any, hooks: Any, retain: bool) -> dict[Any, Any]:
+        extent = root._xp.backend.extent
+        return tape.sweep(cast(Node, root._node), seed, xp, extent, retain, lift, hooks, targets)
+
+    interpreter = get_mode().interpreter
+    if interpreter is None:
+        return run(lift, hooks, retain)
+    return cast(dict[Any, Any], interpreter.sweep(root, run, lift, hooks, retain))
 
 
 def lift(node: Node, xp: Any) -> list[Edge | None]:
@@ -735,28 +762,11 @@ class _GradMode:
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
             with using(grad_mode(self._recording)):
                 result = function(*args, **kwargs)
-            return cast(R, self._resumed(result)) if isinstance(result, GeneratorType) else result
+            if isinstance(result, GeneratorType):
+                return cast(R, resumed(result, lambda: using(grad_mode(self._recording))))
+            return result
 
         return wrapped
-
-    def _resumed(self, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """The same generator, which runs in the mode while its caller does not."""
-        resume: Callable[[Any], Any] = generator.send
-        sent: Any = None
-        while True:
-            with using(grad_mode(self._recording)):
-                try:
-                    item = resume(sent)
-                except StopIteration as end:
-                    return end.value
-            try:
-                resume, sent = generator.send, (yield item)
-            except GeneratorExit:
-                with using(grad_mode(self._recording)):
-                    generator.close()
-                raise
-            except BaseException as error:
-                resume, sent = generator.throw, error
 
 
 class no_grad(_GradMode):  # noqa: N801
@@ -827,5 +837,5 @@ def is_grad_enabled() -> bool:
 __all__ = [
     "API_VERSIONS", "OPS", "Operand", "Parameter", "Shape", "Tensor", "check_gradient", "enable_grad",
     "is_grad_enabled", "lift", "mismatch", "no_grad", "own", "own_tensors", "set_grad_enabled", "sweep_arrays",
-    "sweep_tensors", "wrap",
+    "sweep_tensors", "sweeps_tensors", "wrap",
 ]  # fmt: skip

@@ -19,7 +19,17 @@ from gradflow.mode import get_mode, grad_mode, using
 from gradflow.ops.creation import as_tensor, full_like, zeros_like
 from gradflow.ops.shaping import broadcast_to, reshape, stack
 from gradflow.tape import Leaf, Node
-from gradflow.tensor import OPS, Tensor, check_gradient, own, own_tensors, sweep_arrays, sweep_tensors, wrap
+from gradflow.tensor import (
+    OPS,
+    Tensor,
+    check_gradient,
+    own,
+    own_tensors,
+    sweep_arrays,
+    sweep_tensors,
+    sweeps_tensors,
+    wrap,
+)
 
 Function = Callable[..., Any]
 
@@ -93,7 +103,7 @@ class _Recorded:
         if graph is None:
             graph = self.connected and (seed.requires_grad or reaches_beyond(out._node, self.nodes))
         found: dict[Any, Tensor]
-        if graph or get_mode().interpreter is not None:
+        if graph or sweeps_tensors():
             with using(grad_mode(graph)):
                 found = own_tensors(sweep_tensors(out, seed, retain or graph, self.nodes), seed)
         else:

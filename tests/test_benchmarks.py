@@ -71,6 +71,12 @@ def test_ops(run: Run) -> None:
     assert "import gradflow above NumPy" in printed
 
 
+def test_anomaly(run: Run) -> None:
+    printed, results = run("anomaly", "tiny", "--threads", "1")
+    assert results["tiny"]["ratio"]["of_medians"] > 1 and len(results["tiny"]["times"]["on"]["rounds"]) == 1
+    assert "≤ 3" in printed
+
+
 def test_profile_step(run: Run) -> None:
     _, results = run("profile_step", "tiny")
     found = {(row["kernel"], row["part"]): row["calls"] for row in results["tiny"]["kernels"]}

@@ -8,14 +8,13 @@ sees what they hold then. Backward sweeps run on Tensors while tracing, so deriv
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
-from types import FrameType
+from functools import partial
 from typing import Any, NamedTuple
 
 from gradflow import tape
-from gradflow.errors import GraphError, ShapeError, TracedValueError, explain
+from gradflow.errors import GraphError, ShapeError, TracedValueError, explain, users_frame
 from gradflow.mode import NO_GRAD, RECORD, Interpreter, Mode, get_mode, using
 from gradflow.primitive import Primitive
 from gradflow.tensor import Tensor, wrap
@@ -46,6 +45,8 @@ class Trace:
         results: the variables that a replay returns.
         bound: variable -> array, for everything met that is neither argument nor result of an equation.
     """
+
+    on_tensors = True
 
     def __init__(self) -> None:
         self.equations: list[Equation] = []
@@ -92,6 +93,10 @@ class Trace:
             )
         if self._outer is not None:
             self._outer.read(tensor, how)
+
+    def sweep(self, root: Tensor, run: Callable[..., Any], lift: Any, hooks: Any, retain: bool) -> Any:
+        """Run a backward sweep, whose operations come here one by one."""
+        return (run if self._outer is None else partial(self._outer.sweep, root, run))(lift, hooks, retain)
 
     def traces(self, tensor: Tensor) -> bool:
         """Whether a tensor's value depends on the arguments or is computed by an equation."""
@@ -185,7 +190,5 @@ def trace(function: Callable[..., Any], *arguments: Tensor) -> tuple[Any, Trace]
 
 def _user_line() -> str:
     """Where in the user's code the present call came from."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in ("gradflow", "copy"):
-        frame = frame.f_back
+    frame = users_frame()
     return "" if frame is None else f" at {frame.f_code.co_filename}:{frame.f_lineno}"

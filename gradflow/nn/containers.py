@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, pairwise
 from typing import Any, cast, overload
 
+from gradflow.anomaly.report import calls_modules
 from gradflow.arguments import integers, shown, wrong_kind
 from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.nn.activation import ReLU
@@ -100,6 +101,9 @@ class Sequential(Module):
                 )
             )
         vars(self)[name] = module
+
+
+calls_modules(Sequential.forward.__code__, "module")
 
 
 class MLP(Sequential):

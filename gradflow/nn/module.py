@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from types import GeneratorType, NoneType
 from typing import Any, ClassVar, NamedTuple, Self, final
 
 import numpy as np
 
+from gradflow.anomaly.report import calls_modules, name_modules
 from gradflow.arguments import flag, wrong_kind
 from gradflow.backend import Backend
 from gradflow.errors import DTypeError, GradflowError, StateDictError, explain
@@ -396,6 +397,26 @@ def label(module: Module) -> str:
     return type(module).__name__
 
 
+def _place_in(root: Module, module: Module) -> str | None:
+    """The path of a module from a root that called it, with its label; None if the root does not hold it."""
+    path = next((path for path, held in Module.named_modules(root) if held is module), None)
+    return None if path is None else f"model.{path} ({label(module)})" if path else label(module)
+
+
+def place(passed: Sequence[Module]) -> str:
+    """Where the first of the modules is that a call went through, from the inside out: its path from the outermost one.
+
+    >>> model = gf.nn.MLP([2, 3, 1])
+    >>> gf.nn.module.place([model[0], model])
+    'model.0 (Linear 2→3)'
+    """
+    return next(found for root in reversed(passed) if (found := _place_in(root, passed[0])) is not None)
+
+
+calls_modules(Module.__call__.__code__, "self")
+name_modules(place)
+
+
 def tell_where(module: Module, error: Exception) -> None:
     """Write into an error which module it came from: before a message that begins with its label, else into a note.
 
@@ -406,12 +427,11 @@ def tell_where(module: Module, error: Exception) -> None:
         return  # there is no room on the stack for a search, and no one module to blame
     passed = vars(error).setdefault("_passed", [])
     passed.append(module)
-    failed, root = passed[0], module
-    path = next((path for path, module in Module.named_modules(root) if module is failed), None)
-    if path is None:
-        return  # `root` calls a module that it does not hold: what the modules below wrote stays
-    old = vars(error).get("_place", label(failed))
-    new = vars(error)["_place"] = f"model.{path} ({label(failed)})" if path else label(failed)
+    new = _place_in(module, passed[0])
+    if new is None:
+        return  # what the modules below wrote stays
+    old = vars(error).get("_place", label(passed[0]))
+    vars(error)["_place"] = new
     message = error.args[0] if error.args else None
     if isinstance(error, GradflowError) and isinstance(message, str) and message.startswith(f"{old} "):
         error.args = (new + message.removeprefix(old), *error.args[1:])
