@@ -200,6 +200,7 @@ def jax() -> Iterator[Any]:
     jax = pytest.importorskip("jax")
     with jax.enable_x64(True):
         yield jax
+    jax.clear_caches()  # every program leaves operations compiled for its shapes
 
 
 # ---------------------------------------------------------------- gradflow's own side

@@ -573,7 +573,7 @@ def _(b: Builder) -> None:
 
 @instruction("cross_entropy")
 def _(b: Builder) -> None:
-    x = b.pick(lambda x: x.ndim == 2)
+    x = b.pick(lambda x: x.ndim == 2) if b.toss() else b.input((2, 3))
     n, classes = b.shape(x)
     b.emit("cross_entropy", x, _nested(b.rng.integers(0, classes, n)), reduction=b.choose(_REDUCTIONS))
 
