@@ -21,7 +21,14 @@ import numpy as np
 import pytest
 from hypothesis import Phase
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import gradflow as gf
 from gradflow import errors, nn, optim
@@ -143,7 +150,7 @@ DRAWN_LOSSES = st.one_of(
 )
 
 # ---------------------------------------------------------------- optimizers
-RATES = st.sampled_from([0.0, 0.01, 0.1])
+RATES = st.sampled_from([0.01, 0.1])
 DECAYS = st.sampled_from([0.0, 0.1])
 BETAS = st.sampled_from([(0.9, 0.999), (0.5, 0.9), (0.0, 0.9)])
 ADAM = {"lr": RATES, "betas": BETAS, "eps": st.sampled_from([1e-8, 1e-3]), "weight_decay": DECAYS}
@@ -172,10 +179,7 @@ def settle(options: dict[str, Any]) -> dict[str, Any]:
 
 
 DRAWN_OPTIMIZERS = st.one_of(
-    [
-        st.tuples(st.just(name), st.fixed_dictionaries({**HYPER[name], **SETTLED[name]}).map(settle))
-        for name in HYPER
-    ]
+    [st.tuples(st.just(name), st.fixed_dictionaries({**HYPER[name], **SETTLED[name]}).map(settle)) for name in HYPER]
 )
 
 
@@ -361,11 +365,7 @@ class Machine(RuleBasedStateMachine):
 
     def trained(self) -> list[tuple[Any, Any]]:
         """All parameters that the model or an optimizer has."""
-        pairs = self.parameters()
-        for ours, theirs in zip(self.ours.optimizers, self.theirs.optimizers, strict=True):
-            for a, b in zip(ours.param_groups, theirs.param_groups, strict=True):
-                pairs += zip(a["params"], b["params"], strict=True)
-        return list({id(p): (p, q) for p, q in pairs}.values())
+        return list({id(p): (p, q) for p, q in pairs_of(self.ours, self.theirs)}.values())
 
     def leave(self, side: Side) -> None:
         """From now on this side must stay as it is."""
@@ -403,34 +403,30 @@ class Machine(RuleBasedStateMachine):
             self.insert(i, maker, seed + i)
         self.build(drawn, 0, 0.01)
 
-    @rule(at=AT, maker=st.sampled_from(MAKERS), seed=SEEDS)
+    @rule(
+        how=st.sampled_from(["insert", "remove", "replace", "hold twice"]),
+        at=AT,
+        maker=st.sampled_from(MAKERS),
+        seed=SEEDS,
+    )
+    def change_layers(self, how: str, at: int, maker: Callable[[Any], Any], seed: int) -> None:
+        number = len(self.ours.model.layers)
+        if how == "insert" or not number:
+            self.insert(at, maker, seed)
+        elif how == "remove":
+            self.both(lambda side: side.model.layers.pop(at % number))
+        elif how == "replace":
+            self.ours.model.layers[at % number], self.theirs.model.layers[at % number] = self.made(maker, seed)
+        elif number < MANY_LAYERS:
+            self.both(lambda side: side.model.layers.append(side.model.layers[at % number]))
+
     def insert(self, at: int, maker: Callable[[Any], Any], seed: int) -> None:
         if len(self.ours.model.layers) >= MANY_LAYERS:
-            self.remove(at)
+            self.both(lambda side: side.model.layers.pop(at % MANY_LAYERS))
         i = at % (len(self.ours.model.layers) + 1)
         ours, theirs = self.made(maker, seed)
         self.ours.model.layers.insert(i, ours)
         self.theirs.model.layers.insert(i, theirs)
-
-    @precondition(lambda self: self.ours.model.layers)
-    @rule(at=AT)
-    def remove(self, at: int) -> None:
-        i = at % len(self.ours.model.layers)
-        del self.ours.model.layers[i]
-        del self.theirs.model.layers[i]
-
-    @precondition(lambda self: self.ours.model.layers)
-    @rule(at=AT, maker=st.sampled_from(MAKERS), seed=SEEDS)
-    def replace(self, at: int, maker: Callable[[Any], Any], seed: int) -> None:
-        i = at % len(self.ours.model.layers)
-        self.ours.model.layers[i], self.theirs.model.layers[i] = self.made(maker, seed)
-
-    @precondition(lambda self: 0 < len(self.ours.model.layers) < MANY_LAYERS)
-    @rule(at=AT)
-    def hold_a_layer_twice(self, at: int) -> None:
-        ours, theirs = self.layer(at)
-        self.ours.model.layers.append(ours)
-        self.theirs.model.layers.append(theirs)
 
     # ------------------------------------------------------------ tied, frozen, edited
     @precondition(lambda self: self.affines())
@@ -452,48 +448,44 @@ class Machine(RuleBasedStateMachine):
         theirs.weight = torch.nn.Parameter(theirs.weight.detach().clone())
 
     @precondition(lambda self: self.parameters())
-    @rule(at=AT, trained=st.booleans())
-    def freeze_a_parameter(self, at: int, trained: bool) -> None:
-        self.freeze([self.parameter(at)], trained, lambda: self.parameter(at)[0].requires_grad_(trained))
-
-    @precondition(lambda self: self.ours.model.layers)
-    @rule(at=AT, trained=st.booleans())
-    def freeze_a_layer(self, at: int, trained: bool) -> None:
-        ours, theirs = self.layer(at)
-        pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
-        self.freeze(pairs, trained, lambda: ours.requires_grad_(trained))
-
-    def freeze(self, pairs: list[tuple[Any, Any]], trained: bool, ours: Callable[[], object]) -> None:
+    @rule(at=AT, whole_layer=st.booleans(), trained=st.booleans())
+    def freeze_or_thaw(self, at: int, whole_layer: bool, trained: bool) -> None:
         """Frozen, a parameter forgets its gradient and its hooks; PyTorch keeps both."""
-        if not trained:
-            frozen = {id(q) for _, q in pairs}
-            for _, handle, q in self.removers:
-                if id(q) in frozen:
-                    handle.remove()
-            self.removers = [entry for entry in self.removers if id(entry[2]) not in frozen]
-        ours()
+        if whole_layer:
+            layer, their_layer = self.layer(at)
+            pairs = list(zip(layer.parameters(), their_layer.parameters(), strict=True))
+            layer.requires_grad_(trained)
+        else:
+            pairs = [self.parameter(at)]
+            pairs[0][0].requires_grad_(trained)
         for _, q in pairs:
             q.requires_grad_(trained)
             q.grad = q.grad if trained else None
+        gone = [] if trained else [entry for entry in self.removers if any(entry[2] is q for _, q in pairs)]
+        for entry in gone:
+            entry[1].remove()
+            self.removers.remove(entry)
 
     @precondition(lambda self: self.parameters())
-    @rule(at=AT, seed=SEEDS, how=st.sampled_from(["all", "row", "scale"]))
-    def edit_in_place(self, at: int, seed: int, how: str) -> None:
+    @rule(at=AT, seed=SEEDS, how=st.sampled_from(["all", "a row", "scaled", "as a vector", "to float32 and back"]))
+    def edit(self, at: int, seed: int, how: str) -> None:
         p, q = self.parameter(at)
         values = np.random.default_rng(seed).uniform(-0.8, 0.8, p.shape)
         with gf.no_grad(), torch.no_grad():
             if how == "all":
                 p[...] = gf.tensor(values)
                 q[...] = torch.tensor(values)
-            elif how == "row":
+            elif how == "a row":
                 p[0] = gf.tensor(values[0])
                 q[0] = torch.tensor(values[0])
-            else:
+            elif how == "scaled":
                 p *= 0.5
                 q *= 0.5
+            elif how == "as a vector":
+                self.write_a_vector(seed)
+            else:
+                self.to_float32_and_back()
 
-    @precondition(lambda self: self.parameters())
-    @rule(seed=SEEDS)
     def write_a_vector(self, seed: int) -> None:
         vector = utils.parameters_to_vector(self.ours.model.parameters())
         theirs = torch.nn.utils.parameters_to_vector(self.theirs.model.parameters())
@@ -502,27 +494,20 @@ class Machine(RuleBasedStateMachine):
         utils.vector_to_parameters(gf.tensor(values), self.ours.model.parameters())
         torch.nn.utils.vector_to_parameters(torch.tensor(values), self.theirs.model.parameters())
 
-    @rule(mode=st.booleans())
-    def train(self, mode: bool) -> None:
-        self.both(lambda side: side.model.train() if mode else side.model.eval())
-
-    @precondition(lambda self: self.ours.model.layers)
-    @rule(at=AT, mode=st.booleans())
-    def train_a_layer(self, at: int, mode: bool) -> None:
-        for layer in self.layer(at):
-            layer.train(mode)
-
-    @precondition(lambda self: self.parameters())
-    @rule()
     def to_float32_and_back(self) -> None:
         """Exact where the two sides are bit for bit equal, which they are made before."""
-        with torch.no_grad():
-            for p, q in self.trained():
-                q.copy_(torch.tensor(host(p)))
-                if p.grad is not None:
-                    q.grad.copy_(torch.tensor(host(p.grad)))
+        for p, q in self.trained():
+            q.copy_(torch.tensor(host(p)))
+            if p.grad is not None:
+                q.grad.copy_(torch.tensor(host(p.grad)))
         self.ours.model.to(gf.float32).to("float64")
         self.theirs.model.float().double()
+
+    @rule(at=st.none() | AT, mode=st.booleans())
+    def train_or_evaluate(self, at: int | None, mode: bool) -> None:
+        whole = at is None or not self.ours.model.layers
+        for module in (self.ours.model, self.theirs.model) if whole else self.layer(at):
+            module.train() if mode else module.eval()
 
     # ------------------------------------------------------------ gradients
     def losses(self, drawn: tuple[str, dict[str, Any]], seed: int) -> tuple[Any, Any]:
@@ -550,10 +535,6 @@ class Machine(RuleBasedStateMachine):
             loss.backward(gf.ones_like(loss))
             their_loss.backward(torch.ones_like(their_loss))
 
-    @rule()
-    def zero_the_models_gradients(self) -> None:
-        self.both(lambda side: side.model.zero_grad())
-
     @precondition(lambda self: any(p.grad is not None for p, _ in self.parameters()))
     @rule(bound=st.sampled_from([0.0, 0.1, 10.0]), norm=st.sampled_from([1.0, 2.0, float("inf"), "value"]))
     def clip_gradients(self, bound: float, norm: Any) -> None:
@@ -575,9 +556,9 @@ class Machine(RuleBasedStateMachine):
         self.removers.append((remover, q.register_hook(lambda g: g * factor), q))
 
     @precondition(lambda self: self.removers)
-    @rule()
-    def take_a_hook_off(self) -> None:
-        ours, theirs, _ = self.removers.pop()
+    @rule(at=AT)
+    def take_a_hook_off(self, at: int) -> None:
+        ours, theirs, _ = self.removers.pop(at % len(self.removers))
         ours()
         theirs.remove()
 
@@ -620,24 +601,30 @@ class Machine(RuleBasedStateMachine):
             side.optimizers.append(getattr(lib, name)(groups, **options))
 
     @precondition(lambda self: self.ours.optimizers)
-    @rule(at=AT)
-    def step(self, at: int) -> None:
+    @rule(at=AT, without=st.none() | AT)
+    def step(self, at: int, without: int | None) -> None:
+        """One step; a parameter that has no gradient, because it was taken away, is passed over."""
+        if without is not None and self.parameters():
+            for p in self.parameter(without):
+                p.grad = None
         for optimizer in self.optimizer(at):
             optimizer.step()
 
     @precondition(lambda self: self.ours.optimizers)
-    @rule(at=AT, drawn=DRAWN_LOSSES, seed=SEEDS, times=st.integers(1, 3))
-    def train_for_some_steps(self, at: int, drawn: tuple[str, dict[str, Any]], seed: int, times: int) -> None:
+    @rule(at=AT, drawn=DRAWN_LOSSES, seed=SEEDS, times=st.integers(1, 3), without=st.none() | AT)
+    def train(self, at: int, drawn: tuple[str, dict[str, Any]], seed: int, times: int, without: int | None) -> None:
         for i in range(times):
-            self.zero_gradients(at, True)
+            self.zero_gradients(at, "an optimizer's, to None")
             self.backward(drawn, seed + i, 1)
-            self.step(at)
+            self.step(at, without if i else None)
 
-    @precondition(lambda self: self.ours.optimizers)
-    @rule(at=AT, to_none=st.booleans())
-    def zero_gradients(self, at: int, to_none: bool) -> None:
-        for optimizer in self.optimizer(at):
-            optimizer.zero_grad(set_to_none=to_none)
+    @rule(at=AT, how=st.sampled_from(["the model's", "an optimizer's, to None", "an optimizer's, to zeros"]))
+    def zero_gradients(self, at: int, how: str) -> None:
+        if how == "the model's" or not self.ours.optimizers:
+            self.both(lambda side: side.model.zero_grad())
+        else:
+            for optimizer in self.optimizer(at):
+                optimizer.zero_grad(set_to_none=how.endswith("None"))
 
     @precondition(lambda self: self.ours.optimizers)
     @rule(at=AT, data=st.data())
@@ -648,16 +635,12 @@ class Machine(RuleBasedStateMachine):
         if theirs.defaults.get("nesterov") and name in ("momentum", "dampening"):
             return
         value = data.draw(HYPER[type(ours).__name__][name])
-        ours.param_groups[group][name] = value
-        theirs.param_groups[group][name] = value
-
-    @precondition(lambda self: self.ours.optimizers)
-    @rule(at=AT, value=RATES)
-    def change_all_learning_rates(self, at: int, value: float) -> None:
-        ours, theirs = self.optimizer(at)
-        ours.lr = value
-        for group in theirs.param_groups:
-            group["lr"] = value
+        if name == "lr" and not group:
+            ours.lr = value  # of all groups
+        else:
+            ours.param_groups[group][name] = value
+        for their_group in theirs.param_groups if name == "lr" and not group else [theirs.param_groups[group]]:
+            their_group[name] = value
 
     @precondition(lambda self: self.ours.optimizers)
     @rule(at=AT, maker=st.sampled_from(TRAINED), seed=SEEDS, rate=RATES)
@@ -674,11 +657,16 @@ class Machine(RuleBasedStateMachine):
     @rule(through_a_file=st.booleans())
     def save(self, through_a_file: bool) -> None:
         """What is saved now must not change by what comes."""
-        ours: Any = {"model": self.ours.model.state_dict(), "optimizers": [o.state_dict() for o in self.ours.optimizers]}
+        ours: Any = {
+            "model": self.ours.model.state_dict(),
+            "optimizers": [o.state_dict() for o in self.ours.optimizers],
+        }
         ours = through_file(ours) if through_a_file else ours
         theirs = {"model": self.theirs.model, "optimizers": self.theirs.optimizers}
-        theirs = {key: copy.deepcopy([m.state_dict() for m in (held if isinstance(held, list) else [held])])
-                  for key, held in theirs.items()}
+        theirs = {
+            key: copy.deepcopy([m.state_dict() for m in (held if isinstance(held, list) else [held])])
+            for key, held in theirs.items()
+        }
         self.saved = ours, theirs, [fitting(o) for o in self.ours.optimizers]
 
     @precondition(lambda self: self.saved is not None)
@@ -693,26 +681,29 @@ class Machine(RuleBasedStateMachine):
         result = self.ours.model.load_state_dict(ours["model"])
         assert result == ([], [])
         self.theirs.model.load_state_dict(theirs["model"][0], strict=False)  # wants every name of a tied parameter
-        found = zip(self.ours.optimizers, self.theirs.optimizers, ours["optimizers"], theirs["optimizers"], were,
-                    strict=False)
+        found = zip(
+            self.ours.optimizers, self.theirs.optimizers, ours["optimizers"], theirs["optimizers"], were, strict=False
+        )
         for optimizer, their_optimizer, state, their_state, was in found:
             if fitting(optimizer) == was:
                 optimizer.load_state_dict(state)
                 their_optimizer.load_state_dict(copy.deepcopy(their_state))
 
-    @rule(through_a_file=st.booleans(), seed=SEEDS)
-    def take_over_pytorchs_state(self, through_a_file: bool, seed: int) -> None:
-        """PyTorch's state dicts load as they are, whatever was there before."""
+    @rule(how=st.sampled_from(["theirs", "theirs through a file", "ours"]), seed=SEEDS)
+    def exchange(self, how: str, seed: int) -> None:
+        """State dicts of one library load in the other as they are, whatever was there before."""
+        if how == "ours":
+            self.give_our_state()
+            return
         disturb(self.ours, seed)
         state = self.theirs.model.state_dict()
-        if through_a_file:
+        if how.endswith("file"):
             state = through_file({name: host(value) for name, value in state.items()})
         self.ours.model.load_state_dict(state)
         for ours, theirs in zip(self.ours.optimizers, self.theirs.optimizers, strict=True):
             ours.load_state_dict(theirs.state_dict())
 
-    @rule()
-    def give_pytorch_our_state(self) -> None:
+    def give_our_state(self) -> None:
         with torch.no_grad():
             for q in self.theirs.model.parameters():
                 q.mul_(3.0)
@@ -729,34 +720,28 @@ class Machine(RuleBasedStateMachine):
                 }
             )
 
-    @rule(original=st.booleans(), together=st.booleans())
-    def copy_both(self, original: bool, together: bool) -> None:
-        """Go on with a copy or with the original; the other one must stay as it is."""
-        if together:
-            ours, theirs = copy.deepcopy(self.ours), copy.deepcopy(self.theirs)
-        else:  # optimizers over the copied model's parameters, in the state of those that were left
-            ours, theirs = Side(copy.deepcopy(self.ours.model), []), Side(copy.deepcopy(self.theirs.model), [])
-        for (_, q), (_, copied) in zip(
-            pairs_of(self.ours, self.theirs), pairs_of(ours, theirs), strict=together
-        ):  # a Parameter of PyTorch loses its gradient when it is copied
-            copied.grad = None if q.grad is None else q.grad.clone()
-        assert differences(ours_seen(ours), theirs_seen(theirs), TOLERANCE) == []
-        if original:
-            self.leave(ours)
-            return
-        self.leave(self.ours)
-        self.unhook()
-        self.ours, self.theirs = ours, theirs
+    @rule(how=st.sampled_from(["all", "all, and back to the original", "the model", "through a pickle"]))
+    def copy(self, how: str) -> None:
+        """Go on with a copy or with the original; the other one must stay as it is.
 
-    @rule()
-    def pickle_both(self) -> None:
-        """Gradients and hooks are not pickled, as in PyTorch."""
+        PyTorch's copies of a Parameter lose its gradient, and so do pickles in both.
+        """
         self.unhook()
-        before = ours_seen(self.ours)
-        self.ours, self.theirs = pickle.loads(pickle.dumps((self.ours, self.theirs)))
-        kept = {key: value for key, value in before.items() if "gradient" not in key}
-        found = {key: value for key, value in ours_seen(self.ours).items() if "gradient" not in key}
-        assert differences(kept, found) == []
+        if how == "through a pickle":
+            ours, theirs = pickle.loads(pickle.dumps((self.ours, self.theirs)))
+        elif how == "the model":
+            ours, theirs = Side(copy.deepcopy(self.ours.model), []), Side(copy.deepcopy(self.theirs.model), [])
+        else:
+            ours, theirs = copy.deepcopy(self.ours), copy.deepcopy(self.theirs)
+        if how != "through a pickle":
+            for (_, old), (_, new) in zip(pairs_of(self.ours, self.theirs), pairs_of(ours, theirs), strict=False):
+                new.grad = None if old.grad is None else old.grad.clone()
+        assert differences(ours_seen(ours), theirs_seen(theirs), TOLERANCE) == []
+        if how.endswith("original"):
+            self.leave(ours)
+        else:
+            self.leave(self.ours)
+            self.ours, self.theirs = ours, theirs
 
     # ------------------------------------------------------------ mistakes change nothing
     @precondition(lambda self: self.ours.optimizers and any(p.requires_grad for p, _ in self.parameters()))
@@ -861,20 +846,256 @@ def loads(model: nn.Module, state: dict[str, Tensor]) -> bool:
 
 
 def disturb(side: Side, seed: int) -> None:
-    """Other weights and other optimizer state."""
+    """Other weights, other hyper-parameters, and another optimizer state, in which a step was made.
+
+    Parameters that an optimizer alone still has keep their values: nothing loads them.
+    """
+    held = {id(p) for p in side.model.parameters()}
     with gf.no_grad():
         for p in side.model.parameters():
             p += 1.0
     for optimizer in side.optimizers:
+        others = [p for group in optimizer.param_groups for p in group.params if id(p) not in held]
+        values = [p.detach().copy() for p in others]
         state = optimizer.state_dict()
         for entry in state["state"].values():
-            for name in entry:
-                entry[name] = entry[name] + 1.0 + seed % 2
+            entry |= {name: value * 0.0 + 1.0 + seed % 2 for name, value in entry.items()}
         for group in state["param_groups"]:
             group["lr"] = 5.0
         optimizer.load_state_dict(state)
+        optimizer.step()
+        with gf.no_grad():
+            for p, value in zip(others, values, strict=True):
+                p[...] = value
 
 
-STEPS = 25
-Machine.TestCase.settings = hypothesis.settings(stateful_step_count=STEPS, phases=[Phase.generate], max_examples=300)
+Machine.TestCase.settings = hypothesis.settings(stateful_step_count=25)
 TestModelAndOptimizer = Machine.TestCase
+
+
+# ---------------------------------------------------------------- the tester, tested: faults that it must find
+Patch = Callable[[Any, str, Any], None]
+
+
+def forgetting(patch: Patch, **hyper: float) -> None:
+    """Every step is made with these hyper-parameters, whatever the groups say."""
+    right = Optimizer.step
+
+    def step(self: Optimizer, closure: Any = None) -> Any:
+        found = [{name: group[name] for name in hyper if name in group} for group in self.param_groups]
+        for group, values in zip(self.param_groups, found, strict=True):
+            for name in values:
+                group[name] = hyper[name]
+        result = right(self, closure)
+        for group, values in zip(self.param_groups, found, strict=True):
+            for name, value in values.items():
+                group[name] = value
+        return result
+
+    patch(Optimizer, "step", step)
+
+
+def weight_decay_is_forgotten(patch: Patch) -> None:
+    forgetting(patch, weight_decay=0.0)
+
+
+def one_learning_rate_is_kept(patch: Patch) -> None:
+    forgetting(patch, lr=0.1)
+
+
+def moments_are_lost_on_the_way_to_a_file(patch: Patch) -> None:
+    right = Optimizer.load_state_dict
+
+    def load_state_dict(self: Optimizer, state: Any) -> None:
+        right(self, {**state, "state": {}})
+
+    patch(Optimizer, "load_state_dict", load_state_dict)
+
+
+def step_counts_begin_anew(patch: Patch) -> None:
+    patch(optim.optimizer, "_steps", lambda entry: 1.0 if entry else 0.0)
+
+
+def runs_outlive_a_loaded_state(patch: Patch) -> None:
+    """The update goes on in the groups of equal step counts that held before."""
+    right = Optimizer.load_state_dict
+
+    def load_state_dict(self: Optimizer, state: Any) -> None:
+        buffers = [buffer for group in self.param_groups for buffer in group.buffers]
+        runs = [buffer.runs for buffer in buffers]
+        right(self, state)
+        for buffer, before in zip(buffers, runs, strict=True):
+            buffer.runs = before
+
+    patch(Optimizer, "load_state_dict", load_state_dict)
+
+
+def new_memory_of_a_parameter_is_not_noticed(patch: Patch) -> None:
+    """The flat buffer is updated, and the parameter lies elsewhere by now."""
+
+    def gradients(self: Any) -> Any:
+        grads = [p.grad for p in self.params]
+        return [g for g in grads if g is not None], self._split(tuple(g is not None for g in grads))
+
+    patch(optim.optimizer._Buffer, "gradients", gradients)
+
+
+def a_parameter_without_a_gradient_is_updated_too(patch: Patch) -> None:
+    right = Optimizer.step
+
+    def step(self: Optimizer, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group.params:
+                if p.requires_grad and p.grad is None:
+                    p.grad = gf.zeros_like(p)
+        return right(self, closure)
+
+    patch(Optimizer, "step", step)
+
+
+def freezing_is_ignored(patch: Patch) -> None:
+    right = Tensor.requires_grad_
+    patch(Tensor, "requires_grad_", lambda self, requires_grad=True: right(self, True))
+
+
+def freezing_reaches_only_the_first_parameter(patch: Patch) -> None:
+    def requires_grad_(self: nn.Module, requires_grad: bool = True) -> nn.Module:
+        for parameter in list(self.parameters())[:1]:
+            parameter.requires_grad_(requires_grad)
+        return self
+
+    patch(nn.Module, "requires_grad_", requires_grad_)
+
+
+def modes_stay_at_the_top(patch: Patch) -> None:
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        self.training = mode
+        return self
+
+    patch(nn.Module, "train", train)
+
+
+def tied_parameters_count_twice(patch: Patch) -> None:
+    def num_parameters(self: nn.Module) -> int:
+        return sum(value.size for value in self.state_dict().values())
+
+    patch(nn.Module, "num_parameters", num_parameters)
+
+
+def tied_names_are_left_out_of_the_state(patch: Patch) -> None:
+    right = nn.Module.state_dict
+
+    def kept(self: nn.Module) -> Any:
+        state = right(self)
+        first: dict[int, str] = {}
+        return {name: value for name, value in state.items() if first.setdefault(id(value), name) == name}
+
+    patch(nn.Module, "state_dict", kept)
+
+
+def a_state_dict_shares_memory(patch: Patch) -> None:
+    patch(nn.Module, "state_dict", lambda self: {n: v.detach() for n, v in nn.module._state(self).items()})
+
+
+def half_of_a_wrong_state_is_loaded(patch: Patch) -> None:
+    right = nn.Module.load_state_dict
+
+    def load_state_dict(self: nn.Module, state: Any, strict: bool = True) -> Any:
+        right(self, dict(state), strict=False)
+        return right(self, state, strict)
+
+    patch(nn.Module, "load_state_dict", load_state_dict)
+
+
+def a_copy_shares_memory(patch: Patch) -> None:
+    right = Tensor.__deepcopy__
+
+    def deepcopy(self: Tensor, memo: dict[int, Any]) -> Tensor:
+        copied = right(self, memo)
+        copied._data = self._data
+        return copied
+
+    patch(Tensor, "__deepcopy__", deepcopy)
+
+
+def hooks_fall_off_on_a_move(patch: Patch) -> None:
+    right = nn.Module.to
+
+    def to(self: nn.Module, target: Any) -> nn.Module:
+        right(self, target)
+        for p in self.parameters():
+            if p.requires_grad:
+                grad = p.grad
+                p.requires_grad_(False).requires_grad_()
+                p.grad = grad
+        return self
+
+    patch(nn.Module, "to", to)
+
+
+def gradients_replace_one_another(patch: Patch) -> None:
+    right = Tensor.backward
+
+    def backward(self: Tensor, *args: Any, **kwargs: Any) -> None:
+        leaves = [node for node in gf.tape.reachable(self._node)[1] if not node.edges] if self._node else []
+        for leaf in leaves:
+            leaf.grad = None
+        right(self, *args, **kwargs)
+
+    patch(Tensor, "backward", backward)
+
+
+def clipping_forgets_one_parameter(patch: Patch) -> None:
+    right = utils._grads
+    patch(utils, "_grads", lambda parameters: right(list(parameters)[1:]))
+
+
+def weights_given_for_a_call_stay(patch: Patch) -> None:
+    def functional_call(model: nn.Module, weights: Any, *args: Any) -> Any:
+        held = dict(model.named_parameters())
+        with gf.no_grad():
+            for name, value in weights.items():
+                held[name][...] = value
+        return right(model, weights, *args)
+
+    right = gf.functional_call
+    patch(gf, "functional_call", functional_call)
+
+
+FAULTS = [
+    weight_decay_is_forgotten,
+    one_learning_rate_is_kept,
+    moments_are_lost_on_the_way_to_a_file,
+    step_counts_begin_anew,
+    runs_outlive_a_loaded_state,
+    new_memory_of_a_parameter_is_not_noticed,
+    a_parameter_without_a_gradient_is_updated_too,
+    freezing_is_ignored,
+    freezing_reaches_only_the_first_parameter,
+    modes_stay_at_the_top,
+    tied_parameters_count_twice,
+    tied_names_are_left_out_of_the_state,
+    a_state_dict_shares_memory,
+    half_of_a_wrong_state_is_loaded,
+    a_copy_shares_memory,
+    hooks_fall_off_on_a_move,
+    gradients_replace_one_another,
+    clipping_forgets_one_parameter,
+    weights_given_for_a_call_stay,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_planted_fault_is_found(fault: Callable[[Patch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    search = hypothesis.settings(
+        max_examples=400,
+        stateful_step_count=25,
+        phases=[Phase.generate],
+        derandomize=True,
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+    )
+    fault(monkeypatch.setattr)
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(Machine, settings=search)
