@@ -611,6 +611,15 @@ class Machine(RuleBasedStateMachine):
                 p.grad = None
         for optimizer in self.optimizer(at):
             optimizer.step()
+        self.keep_small()
+
+    def keep_small(self) -> None:
+        """Scale down what a climb, or a long step, has made large: rounding would decide the rest."""
+        with gf.no_grad(), torch.no_grad():
+            for p, q in pairs_of(self.ours, self.theirs):
+                largest = max(float(abs(p).max()), 1.0)
+                p /= largest
+                q /= largest
 
     @precondition(lambda self: self.ours.optimizers)
     @rule(at=AT, drawn=DRAWN_LOSSES, seed=SEEDS, times=st.integers(1, 3), without=st.none() | AT)
