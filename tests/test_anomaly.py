@@ -22,7 +22,8 @@ from gradflow.errors import AnomalyError, GraphError, TracedValueError
 from gradflow.mode import NO_GRAD, RECORD, get_mode
 from gradflow.primitive import REGISTRY, Primitive, defimpl, defvjp, primitive
 from gradflow.tensor import OPS, Tensor
-from tests.strategies import Case, cases, differentiable, direction, generators
+from gradflow.testing.operands import Call, calls, differentiable
+from gradflow.testing.strategies import direction, generators
 
 HUGE = float(np.finfo(np.float32).max)
 SOURCE = Path(__file__).read_text().splitlines()
@@ -123,7 +124,7 @@ def test_a_producer_is_named(name: str) -> None:
 def test_the_other_primitives_produce_nothing(name: str, data: st.DataObject) -> None:
     """The table above is complete: of the largest numbers there are, no other primitive makes an infinity."""
     prim = REGISTRY[name]
-    case = data.draw(cases(prim))
+    case = data.draw(calls(prim))
     factors = [data.draw(st.sampled_from([1e308 / 4, -1e308 / 4, 0.0, 1e-310, 1.0])) for _ in case.operands]
     operands = [o * k if o.dtype.kind == "f" else o for o, k in zip(case.operands, factors, strict=True)]
     assert all(np.isfinite(o).all() for o in operands)
@@ -131,7 +132,7 @@ def test_the_other_primitives_produce_nothing(name: str, data: st.DataObject) ->
     assert out is None or out.dtype.kind != "f" or np.isfinite(out.numpy()).all()
 
 
-def nasty(data: st.DataObject, case: Case) -> Case:
+def nasty(data: st.DataObject, case: Call) -> Call:
     """A case some elements of which are 0, tiny or huge."""
     operands = []
     for o in case.operands:
@@ -141,10 +142,10 @@ def nasty(data: st.DataObject, case: Case) -> Case:
                 st.sampled_from([0.0, 1e-300, 1e200, -1e200])
             )
         operands.append(o)
-    return Case(tuple(operands), case.settings)
+    return Call(tuple(operands), case.settings)
 
 
-def backward(prim: Primitive, case: Case, wrt: list[int], seed: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+def backward(prim: Primitive, case: Call, wrt: list[int], seed: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     operands = [gf.tensor(o, requires_grad=i in wrt) for i, o in enumerate(case.operands)]
     out = prim.function(*operands, **case.settings)
     out.backward(gf.tensor(seed))
@@ -158,7 +159,7 @@ def test_a_hunt_finds_something_exactly_if_there_is_something(
 ) -> None:
     """For every primitive that has a derivative; and what is finite is the same to the last bit."""
     prim = REGISTRY[name]
-    case = nasty(data, data.draw(cases(prim)))
+    case = nasty(data, data.draw(calls(prim)))
     wrt = differentiable(prim, case.operands)
     with np.errstate(all="ignore"), gf.no_grad():
         shape = prim.function(*map(gf.tensor, case.operands), **case.settings).shape

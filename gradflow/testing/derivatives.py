@@ -277,6 +277,8 @@ def _literal(tree: Any) -> str:
 class _Calls:
     """An interpreter that runs every operation as usual and keeps what it was called with."""
 
+    on_tensors = False
+
     def __init__(self) -> None:
         self.made: list[tuple[Primitive, list[Array], dict[str, Any]]] = []
 
@@ -290,6 +292,10 @@ class _Calls:
 
     def read(self, tensor: Tensor, how: str) -> None:
         """Values may be read: nothing is replayed."""
+
+    def sweep(self, root: Tensor, run: Callable[..., Any], lift: Any, hooks: Any, retain: bool) -> Any:
+        """A sweep inside the function runs as usual."""
+        return run(lift, hooks, retain)
 
 
 def _guilty(subject: Subject, order: int, mode: How) -> tuple[str, str] | None:
