@@ -8,7 +8,7 @@ the element that is to blame stands alone; if it lies at a kink, where no deriva
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
