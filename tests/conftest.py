@@ -10,6 +10,8 @@ import pytest
 
 from gradflow import backend, config
 
+collect_ignore = ["mutation"]  # a program beside the suite: python -m tests.mutation
+
 hypothesis.settings.register_profile("dev", deadline=None, print_blob=True, max_examples=30)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, max_examples=100, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
