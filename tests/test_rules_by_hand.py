@@ -22,7 +22,7 @@ LEFT: list[Shape] = [(3,), (1,), (2, 3), (1, 3), (4, 2, 3), (1, 2, 3), (2, 1, 2,
 RIGHT: list[Shape] = [(3,), (1,), (3, 2), (3, 1), (4, 3, 2), (1, 3, 2), (2, 4, 3, 1), (1, 3)]
 
 
-@pytest.mark.parametrize(("left", "right"), itertools.product(LEFT, RIGHT))
+@pytest.mark.parametrize(("left", "right"), list(itertools.product(LEFT, RIGHT)))
 def test_matmul_takes_the_shapes_that_numpys_takes(left: Shape, right: Shape) -> None:
     x, y = counting(left), counting(right)
     try:

@@ -32,9 +32,8 @@ class Reach:
         at = self.lines.get(module, {})
         here = set(at.get(str(row), ()))
         near = set().union(*(at.get(str(r), ()) for r in _rows(source, row))) | here
-        within = set().union(*at.values()) if at else set()
         tests = near - {""} or self.seconds.keys()
-        return sorted(tests & self.seconds.keys(), key=lambda t: (t not in here, t not in within, self.seconds[t]))
+        return sorted(tests & self.seconds.keys(), key=lambda t: (t not in here, self.seconds[t]))
 
 
 def _rows(source: str, row: int) -> range:
