@@ -20,7 +20,8 @@ SKIPPED = {
     "kind": "an operator replaced by one of another family (a shift for a sum, identity for equality), or −x by +x, "
     "which the deletion of the sign makes too: nearly all would raise a TypeError and flatter the rate",
     "grammar": "no Python: a `/` or `*` that separates arguments was replaced",
-    "same": "the same program: only an annotation changed, which `from __future__ import annotations` never evaluates",
+    "same": "the same program: only an annotation changed, which `from __future__ import annotations` never evaluates, "
+    "or a `/` in a signature became a `*`",
 }
 
 
@@ -47,6 +48,14 @@ class _Unannotated(ast.NodeTransformer):
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None
+        return node
+
+    def visit_arguments(self, node: ast.arguments) -> ast.arguments:
+        """All as one kind: a `/` that became a `*` is left to the type checker."""
+        self.generic_visit(node)
+        node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
+        node.defaults += [default for default in node.kw_defaults if default]
+        node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
         return node
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AnnAssign:
