@@ -221,9 +221,7 @@ def sweep(
         arrived[root] = seed
     add = xp.add
     for node in nodes:
-        g = arrived.pop(node)
-        if g is None:
-            continue
+        g = arrived.pop(node)  # never None: the root has its seed, and a user is newer than what it uses
         if run_hooks is not None:
             g = run_hooks(node, g)
         if kept and node in kept:

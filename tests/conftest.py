@@ -11,6 +11,7 @@ import pytest
 from gradflow import backend, config
 from gradflow.testing.plugin import register_profiles
 
+collect_ignore = ["mutation"]  # a program beside the suite: python -m tests.mutation
 register_profiles()
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 

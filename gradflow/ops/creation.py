@@ -48,8 +48,6 @@ def _dtype_of(data: Any) -> np.dtype[Any] | None:
     dtype = getattr(data, "dtype", None)
     if not isinstance(dtype, np.dtype):
         return None
-    if not dtype.isnative and dtype.newbyteorder("=").name in DTYPES:
-        return DTYPES[dtype.newbyteorder("=").name]
     if dtype.name not in DTYPES:
         raise DTypeError(
             explain(

@@ -40,23 +40,19 @@ def matmul(x: Operand, y: Operand, /) -> Tensor:
     """
     x, y = as_pair(x, y)
     rows, columns = x.shape, y.shape
-    if len(rows) > 1 and len(columns) > 1:
-        if rows[-1] != columns[-2]:
-            _misfit(rows, columns)
-        return _matmul(x, y)
-    if not rows or not columns or rows[-1] != columns[-2 if len(columns) > 1 else 0]:
+    if not rows or not columns or rows[-1] != columns[-2:][0]:
         _misfit(rows, columns)
     z = _matmul(expand_dims(x, axis=0) if len(rows) == 1 else x, expand_dims(y, axis=1) if len(columns) == 1 else y)
-    if len(columns) == 1:
-        z = squeeze(z, axis=-1)
-    return squeeze(z, axis=-1 if len(columns) == 1 else -2) if len(rows) == 1 else z
+    if len(rows) == 1:
+        z = squeeze(z, axis=-2)
+    return squeeze(z, axis=-1) if len(columns) == 1 else z
 
 
 def _misfit(x: tuple[int, ...], y: tuple[int, ...]) -> None:
     if not x or not y:
         raise ShapeError(explain(f"matmul of shapes {x} and {y}.", "a number is no matrix.", "x * y"))
     fix = "x @ y.mT" if len(y) > 1 and y[-1] == x[-1] else "x @ y with x of shape (…, n, k) and y of shape (…, k, m)"
-    inner = y[-2] if len(y) > 1 else y[0]
+    inner = y[-2:][0]
     raise ShapeError(
         explain(f"matmul of shapes {x} and {y}.", f"the inner lengths {x[-1]} and {inner} must be equal.", fix)
     )

@@ -68,6 +68,11 @@ def _count(shape: tuple[int, ...], axis: tuple[int, ...]) -> int:
     return n
 
 
+def _share(shape: tuple[int, ...], axis: tuple[int, ...]) -> float:
+    """What each element counts for in a mean; the mean of nothing is NaN."""
+    return 1 / (_count(shape, axis) or float("nan"))
+
+
 def _vjp_extreme(xp: Any, g: Any, x: Any, out: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
     """Ties share the gradient equally: the minimum-norm subgradient."""
     kept = kept_shape(x.shape, axis)
@@ -94,9 +99,7 @@ def _degrees(shape: tuple[int, ...], axis: tuple[int, ...], correction: float) -
 defvjp(_sum, x=_spread)
 defvjp(
     _mean,
-    x=lambda xp, g, x_shape, axis, keepdims: _spread(
-        xp, g * (1 / builtins.max(_count(x_shape, axis), 1)), x_shape, axis, keepdims
-    ),
+    x=lambda xp, g, x_shape, axis, keepdims: _spread(xp, g * _share(x_shape, axis), x_shape, axis, keepdims),
 )
 defvjp(_max, x=_vjp_extreme)
 defvjp(_min, x=_vjp_extreme)
@@ -109,12 +112,7 @@ def _impl_var(xp: Any, x: Any, *, axis: tuple[int, ...], correction: float, keep
     return xp.sum(centred * centred, axis=axis, keepdims=keepdims) * (1 / _degrees(x.shape, axis, correction))
 
 
-defimpl(
-    _mean,
-    lambda xp, x, *, axis, keepdims: (
-        xp.sum(x, axis=axis, keepdims=keepdims) * (1 / (_count(x.shape, axis) or float("nan")))
-    ),
-)
+defimpl(_mean, lambda xp, x, *, axis, keepdims: xp.sum(x, axis=axis, keepdims=keepdims) * _share(x.shape, axis))
 defimpl(_var, _impl_var)
 defimpl(_std, lambda xp, x, **settings: xp.sqrt(xp.var(x, **settings)))
 

@@ -1,0 +1,114 @@
+"""Which tests reach which line: the suite is run once, file by file, with coverage noting the running test."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.mutation.fork import in_child, run_pytest
+
+# Tests that look at other processes, at the network or at the clock: a mutant in this process's memory escapes them.
+LEFT_OUT = {"test_backend_choice.py", "test_benchmarks.py", "test_example.py", "test_packaging.py"}
+
+
+class Reach:
+    """What one run of the unchanged suite found.
+
+    Attributes:
+        seconds: node id of each test that passed -> how long it took.
+        lines: module -> line -> node ids of the tests that executed it; "" stands for the import.
+    """
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self.seconds: dict[str, float] = found["seconds"]
+        self.lines: dict[str, dict[str, list[str]]] = found["lines"]
+
+    def tests(self, module: str, source: str, row: int) -> list[str]:
+        """The tests that can notice a change in a line, the likeliest and quickest first; all where none reaches it."""
+        at = self.lines.get(module, {})
+        here = set(at.get(str(row), ()))
+        near = set().union(*(at.get(str(r), ()) for r in _rows(source, row))) | here
+        tests = near - {""} or self.seconds.keys()
+        return sorted(tests & self.seconds.keys(), key=lambda t: (t not in here, self.seconds[t]))
+
+
+def _rows(source: str, row: int) -> range:
+    """The lines that are executed when the code of a line is: of its statement, or of the function that it begins."""
+    best = range(row, row + 1)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt) and node.lineno <= row <= (node.end_lineno or row):
+            last = node.end_lineno or row
+            if isinstance(node, ast.FunctionDef):
+                in_header = row < node.body[0].lineno
+                best = range(node.body[0].lineno, last + 1) if in_header else best
+            elif body := getattr(node, "body", None):
+                best = range(node.lineno, body[0].lineno) if row < body[0].lineno else range(row, row + 1)
+            else:
+                best = range(node.lineno, last + 1)
+    return best
+
+
+def test_files(root: Path) -> Iterator[list[str]]:
+    """What is collected together: each test file, and all doctests of the package."""
+    for path in sorted((root / "tests").glob("**/test_*.py")):
+        if path.name not in LEFT_OUT:
+            yield [str(path.relative_to(root))]
+    yield ["gradflow"]
+
+
+def measure(state: Path, root: Path, modules: list[str]) -> Reach:
+    """Run the unchanged suite under coverage, or read what an earlier run of the same tree found."""
+    digest = hashlib.sha256("".join(modules).encode())
+    for path in sorted([*root.glob("gradflow/**/*.py"), *root.glob("backends/**/*.py"), *root.glob("tests/**/*.py")]):
+        if "mutation" not in path.parts:
+            digest.update(path.read_bytes())
+    kept = state / f"reach-{digest.hexdigest()[:12]}.json"
+    if not kept.exists():
+        found: dict[str, Any] = {"seconds": {}, "lines": {}}
+        for files in test_files(root):
+            outcome = in_child(lambda files=files: _covered(root, files, modules), seconds=3600)
+            if outcome.value is None:
+                raise SystemExit(f"the unchanged suite does not run: {files[0]}\n{outcome.output[-3000:]}")
+            print(f"  {files[0]}: {len(outcome.value['seconds'])} tests, not passed: {outcome.value['others']}")
+            found["seconds"] |= outcome.value["seconds"]
+            for module, lines in outcome.value["lines"].items():
+                for line, tests in lines.items():
+                    found["lines"].setdefault(module, {}).setdefault(line, []).extend(tests)
+        kept.write_text(json.dumps(found))
+    return Reach(json.loads(kept.read_text()))
+
+
+class _Watch:
+    """A pytest plug-in: tells coverage which test runs, and notes how long each took that passed."""
+
+    def __init__(self, coverage: Any) -> None:
+        self.coverage = coverage
+        self.seconds: dict[str, float] = {}
+        self.others: list[str] = []
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        self.coverage.switch_context(item.nodeid)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when == "call" and report.outcome == "passed":
+            self.seconds[report.nodeid] = round(report.duration, 4)
+        elif report.outcome != "passed":
+            self.seconds.pop(report.nodeid, None)
+            self.others.append(report.nodeid)
+
+
+def _covered(root: Path, files: list[str], modules: list[str]) -> dict[str, Any]:
+    import coverage
+
+    watched = coverage.Coverage(data_file=None, include=[str(root / m) for m in modules], config_file=False)
+    watched.start()
+    watch = _Watch(watched)
+    run_pytest(files, watch)
+    watched.stop()
+    data = watched.get_data()
+    lines = {m: data.contexts_by_lineno(str(root / m)) for m in modules}
+    return {"seconds": watch.seconds, "others": watch.others, "lines": lines}
