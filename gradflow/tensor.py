@@ -18,7 +18,7 @@ import numpy as np
 from gradflow import tape
 from gradflow.arguments import flag, wrong_kind
 from gradflow.errors import ArgumentError, BackendMismatchError, DTypeError, GraphError, ShapeError, explain
-from gradflow.mode import Mode, get_mode, grad_mode, resumed, set_mode, using
+from gradflow.mode import Interpreter, Mode, get_mode, grad_mode, resumed, set_mode, using
 from gradflow.tape import Edge, Leaf, Node
 
 if TYPE_CHECKING:
@@ -247,7 +247,8 @@ class Tensor:
             create_graph = flag("backward", "create_graph", create_graph)
         retain = create_graph if retain_graph is None else flag("backward", "retain_graph", retain_graph)
         seed = _seed(self, gradient)
-        if create_graph or seed._node is not None or sweeps_tensors():
+        interpreter = get_mode().interpreter
+        if create_graph or seed._node is not None or interpreter is not None and interpreter.on_tensors:
             with using(grad_mode(create_graph)):
                 found = own_tensors(sweep_tensors(self, seed, retain), seed)
                 with _accumulating:
@@ -626,43 +627,36 @@ def _seed(of: Tensor, gradient: Operand | None) -> Tensor:
 
 def sweep_tensors(root: Tensor, seed: Tensor, retain: bool, targets: Iterable[Any] | None = None) -> dict[Any, Tensor]:
     """Sweep with the generic rules on Tensors: the derivative is recorded if the present mode records."""
-    xp = root._xp
+    xp, node = root._xp, cast(Node, root._node)
     hooks = _run_hooks if tape.hooks_in_use else None
-    return _sweep(root, seed, OPS, retain, lambda n: lift(n, xp), hooks, targets)
+    sweep = tape.sweep if get_mode().interpreter is None else _interpreted(root)
+    return sweep(node, seed, OPS, xp.backend.extent, retain, lambda n: lift(n, xp), hooks, targets)
 
 
 def sweep_arrays(root: Tensor, seed: Any, retain: bool, targets: Iterable[Any] | None = None) -> dict[Any, Any]:
     """Sweep on raw arrays, with the backend's faster derivatives where it has any."""
-    xp = root._xp
+    xp, node = root._xp, cast(Node, root._node)
     hooks = (lambda n, g: _run_hooks(n, wrap(g, xp))._data) if tape.hooks_in_use else None
-    return _sweep(root, seed, xp, retain, None, hooks, targets)
+    sweep = tape.sweep if get_mode().interpreter is None else _interpreted(root)
+    return sweep(node, seed, xp, xp.backend.extent, retain, None, hooks, targets)
+
+
+def _interpreted(root: Tensor) -> Callable[..., dict[Any, Any]]:
+    """The tape's sweep, as the present interpreter runs it."""
+
+    def sweep(node: Any, seed: Any, xp: Any, extent: Any, retain: bool, lift: Any, hooks: Any, targets: Any) -> Any:
+        def run(lift: Any, hooks: Any, retain: bool) -> dict[Any, Any]:
+            return tape.sweep(node, seed, xp, extent, retain, lift, hooks, targets)
+
+        return cast(Interpreter, get_mode().interpreter).sweep(root, run, lift, hooks, retain)
+
+    return sweep
 
 
 def sweeps_tensors() -> bool:
     """Whether the present interpreter, if there is one, wants sweeps on Tensors."""
     interpreter = get_mode().interpreter
     return interpreter is not None and interpreter.on_tensors
-
-
-def _sweep(
-    root: Tensor,
-    seed: Any,
-    xp: Any,
-    retain: bool,
-    lift: Callable[[Node], Iterable[Edge | None]] | None,
-    hooks: Callable[[Any, Any], Any] | None,
-    targets: Iterable[Any] | None,
-) -> dict[Any, Any]:
-    """A sweep of the tape, through the interpreter if there is one."""
-
-    def run(lift: Any, hooks: Any, retain: bool) -> dict[Any, Any]:
-        extent = root._xp.backend.extent
-        return tape.sweep(cast(Node, root._node), seed, xp, extent, retain, lift, hooks, targets)
-
-    interpreter = get_mode().interpreter
-    if interpreter is None:
-        return run(lift, hooks, retain)
-    return cast(dict[Any, Any], interpreter.sweep(root, run, lift, hooks, retain))
 
 
 def lift(node: Node, xp: Any) -> list[Edge | None]:

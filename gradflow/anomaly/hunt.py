@@ -24,7 +24,7 @@ import numpy as np
 
 from gradflow import tape
 from gradflow.anomaly import report
-from gradflow.anomaly.events import Event, Log, here, operand_names, origins, summaries, values_line
+from gradflow.anomaly.events import Event, Log, here, operand_names, origins, site_of, summaries, values_line
 from gradflow.anomaly.report import Reason
 from gradflow.anomaly.sweep import Sweep, rule_of
 from gradflow.anomaly.values import FINE, NAN, badness_of, first_of_worst, is_finite, locate, worst_of
@@ -107,7 +107,9 @@ class Hunt:
             mistake=f"{primitive.name} produced {report.number(value)} "
             f"{report.position(place.at, result.shape, 'its result')}.",
             details=[*details, *origins(self.log, names, arrays)],
-            reason=partial(report.why_forward, primitive.name, values, result.dtype, value, from_infinities),
+            reason=partial(
+                report.why_forward, primitive.name, values, result.dtype, value, from_infinities, site_of(kept)
+            ),
         )
         self.log.put(out._data, event)
         if self.at_once and event.produced and self._counts(event):
@@ -147,7 +149,7 @@ class Hunt:
                 produced=bool(fresh.any()),
                 mistake=f"{primitive.name} wrote {report.number(value)} {report.position(at, host.shape, names[i])}.",
                 details=summaries(names[primitive.writes :], hosts),
-                reason=partial(report.why_forward, primitive.name, {}, host.dtype, value, before > FINE),
+                reason=partial(report.why_forward, primitive.name, {}, host.dtype, value, before > FINE, None),
             )
             self.log.put(written[i]._data, event)
             if event.produced and self._counts(event):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from types import CodeType
@@ -76,6 +77,32 @@ class Site(NamedTuple):
         return line, last or line, start, end
 
 
+# ---------------------------------------------------------------- advice in the user's own terms
+_OPERATORS = {ast.Div: "divide", ast.Pow: "power", ast.FloorDiv: "floor_divide", ast.Mod: "remainder"}
+_SIMPLE = (ast.Name, ast.Call, ast.Attribute, ast.Subscript, ast.Constant)
+
+
+def _operands(expression: ast.expr, name: str) -> list[str]:
+    """The operands' text, if the expression is a call of the primitive: f(x, y), x.f(y) or x / y; else none."""
+    found: list[ast.expr] = []
+    if isinstance(expression, ast.BinOp) and _OPERATORS.get(type(expression.op)) == name:
+        found = [expression.left, expression.right]
+    elif isinstance(expression, ast.Call) and isinstance(called := expression.func, ast.Name | ast.Attribute):
+        if name != (called.id if isinstance(called, ast.Name) else called.attr):
+            return []
+        count = 2 if name in _OPERATORS.values() else 1
+        method = isinstance(called, ast.Attribute) and len(expression.args) < count
+        found = [*([called.value] if method and isinstance(called, ast.Attribute) else []), *expression.args]
+    return [ast.unparse(e) if isinstance(e, _SIMPLE) else f"({ast.unparse(e)})" for e in found]
+
+
+def _personal(fix: str, name: str, site: Site | None) -> str:
+    """Advice about x and y, with what the user calls them."""
+    expression = site.expression() if site else None
+    operands = dict(zip("xy", _operands(expression, name) if expression else [], strict=False))
+    return re.sub(r"\b[xy]\b", lambda word: operands.get(word[0], word[0]), fix)
+
+
 # ---------------------------------------------------------------- why it happened: operations going forward
 def _overflow(dtype: np.dtype[Any]) -> Reason:
     return (
@@ -86,7 +113,7 @@ def _overflow(dtype: np.dtype[Any]) -> Reason:
 
 _DIVISION = (
     "a number divided by 0 is infinite, and 0 / 0 is nan.",
-    "x / gf.where(y == 0, 1.0, y), or x / (y + 1e-8) for a y that is never negative",
+    "x / gf.where(y == 0, 1.0, y), or x / (y + 1e-8) where y is never negative",
 )
 _POLES: dict[str, tuple[Callable[[Values], bool], Reason]] = {
     "log": (
@@ -124,7 +151,9 @@ _POLES: dict[str, tuple[Callable[[Values], bool], Reason]] = {
 }  # fmt: skip
 
 
-def why_forward(name: str, values: Values, dtype: np.dtype[Any], worst: float, given: bool) -> Reason:
+def why_forward(
+    name: str, values: Values, dtype: np.dtype[Any], worst: float, given: bool, site: Site | None
+) -> Reason:
     """The reason for a bad result of an operation.
 
     Args:
@@ -133,6 +162,7 @@ def why_forward(name: str, values: Values, dtype: np.dtype[Any], worst: float, g
         dtype: of the result.
         worst: the bad element.
         given: whether operands held infinities.
+        site: where it ran.
     """
     if given:
         return (
@@ -142,7 +172,7 @@ def why_forward(name: str, values: Values, dtype: np.dtype[Any], worst: float, g
     if name in _POLES:
         applies, reason = _POLES[name]
         if applies(values) and (name != "mean" or np.isnan(worst)):
-            return reason
+            return reason[0], _personal(reason[1], name, site)
     if name in ("var", "std") and np.isnan(worst):
         return "there are no degrees of freedom: n - correction is 0.", "correction=0, or more than one element"
     return _overflow(dtype)
@@ -163,10 +193,17 @@ _STEEP = {
 }  # fmt: skip
 
 
-def why_backward(name: str, cotangent: float | None, worst: float, dtype: np.dtype[Any], read_bad: bool) -> Reason:
+def why_backward(
+    name: str,
+    cotangent: float | None,
+    worst: float,
+    dtype: np.dtype[Any],
+    read_bad: bool = False,
+    site: Site | None = None,
+) -> Reason:
     """The reason for a bad cotangent that the derivative of an operation made of a good one."""
     if name in _STEEP:
-        why, fix = _STEEP[name]
+        why, fix = _STEEP[name][0], _personal(_STEEP[name][1], name, site)
     elif read_bad:
         why = "the derivative reads a value that was infinite or nan going forward."
         fix = "keep it finite going forward, too: clip the operand of what produced it"
@@ -201,20 +238,17 @@ def why_trapped(name: str, trap: Trap, site: Site | None, cotangent: float | Non
 
 def _guarded(name: str, trap: Trap, site: Site | None) -> list[str]:
     """The user's own where with a safe operand in the branch at fault; an example if the source is not found."""
+    example = ast.parse(_example(name), mode="eval").body
     call = trap.site.expression() if trap.site else None
-    if not isinstance(call, ast.Call) or len(call.args) != 3 or call.keywords:
-        call = ast.parse(f"gf.where(condition, {_example(name)}, 0.0)", mode="eval").body
-        assert isinstance(call, ast.Call)
+    if not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith("where") and len(call.args) == 3):
+        call = ast.Call(
+            ast.parse("gf.where", mode="eval").body, [ast.Name("condition"), example, ast.Constant(0.0)], []
+        )
         trap = trap._replace(branch=1)
     where, condition, branch = ast.unparse(call.func), call.args[0], call.args[trap.branch]
-    target = branch
-    at_fault = _common_name(condition, target)
-    if at_fault is None:  # the branch was computed before
-        target = (site.expression() if site else None) or target
-        at_fault = _common_name(condition, target) or _operand(target, _GUARDED.get(name, 0))
-    if at_fault is None:
-        target = ast.parse(_example(name), mode="eval").body
-        at_fault = "y" if name == "divide" else "x"
+    made = site.expression() if site else None  # where the branch is only a name
+    places = [(e, found) for e in (branch, made, example) if e and (found := _at_fault(name, condition, e))]
+    target, at_fault = places[0]
     chosen = (at_fault, "1.0") if trap.branch == 1 else ("1.0", at_fault)
     safe = f"safe = {where}({ast.unparse(condition)}, {', '.join(chosen)})"
     mended = _replaced(target, at_fault)
@@ -228,6 +262,12 @@ def _example(name: str) -> str:
     return {"divide": "x / y", "power": "x ** y"}.get(name, f"gf.{name}(x)")
 
 
+def _at_fault(name: str, condition: ast.expr, target: ast.expr) -> str | None:
+    """What to replace in an expression: the variable that the condition asks about, or the primitive's operand."""
+    operands = _operands(target, name)
+    return _common_name(condition, target) or (operands[_GUARDED.get(name, 0)] if operands else None)
+
+
 def _common_name(condition: ast.expr, branch: ast.expr) -> str | None:
     """The one variable that the condition asks about and the branch computes with."""
     asked, used = ({n.id for n in ast.walk(e) if isinstance(n, ast.Name)} for e in (condition, branch))
@@ -236,18 +276,6 @@ def _common_name(condition: ast.expr, branch: ast.expr) -> str | None:
               and n.func.value.id in ("gf", "gradflow")}  # fmt: skip
     common = (asked & used) - called - {"gf", "gradflow"}
     return common.pop() if len(common) == 1 and not isinstance(branch, ast.Name) else None
-
-
-def _operand(expression: ast.expr, position: int) -> str | None:
-    """The text of an operand of a call `f(x, y)`, a method call `x.f()` or an operator `x / y`."""
-    if isinstance(expression, ast.BinOp):
-        return ast.unparse((expression.left, expression.right)[position])
-    if isinstance(expression, ast.Call) and not isinstance(expression.func, ast.Call):
-        if len(expression.args) > position:
-            return ast.unparse(expression.args[position])
-        if isinstance(expression.func, ast.Attribute):
-            return ast.unparse(expression.func.value)
-    return None
 
 
 def _replaced(expression: ast.expr, text: str) -> str:

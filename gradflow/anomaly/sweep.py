@@ -147,7 +147,7 @@ class Sweep:
             reason = partial(report.why_trapped, primitive.name, trap, site_of(here), cotangent)
         else:
             read_bad = worst_of(hosts) > FINE
-            reason = partial(report.why_backward, primitive.name, cotangent, value, out.dtype, read_bad)
+            reason = partial(report.why_backward, primitive.name, cotangent, value, out.dtype, read_bad, site_of(here))
         operand = operand_names(primitive, len(node.edges))[i]
         return self._put(
             ct,
@@ -190,7 +190,7 @@ class Sweep:
             what="a cotangent",
             produced=worst_of([out]) > before,
             details=[],
-            reason=partial(report.why_backward, "", None, float(out[at]), out.dtype, False),
+            reason=partial(report.why_backward, "", None, float(out[at]), out.dtype),
         )
 
     def _record_sum(self, node: Any, g: Any) -> None:
@@ -214,7 +214,7 @@ class Sweep:
             what=f"the cotangent of {f'the result of {name}' if name else 'a leaf'}",
             produced=True,
             details=[f"{count} arrived there; they are added up, over broadcast axes too, and shown to hooks"],
-            reason=partial(report.why_backward, "", None, float(out[at]), out.dtype, False),
+            reason=partial(report.why_backward, "", None, float(out[at]), out.dtype),
         )
 
     def _put(
