@@ -205,6 +205,40 @@ def test_the_table_has_every_class_of_error() -> None:
     assert classes - raised == set(elsewhere) & classes
 
 
+def test_a_write_through_data_is_refused_and_noticed() -> None:
+    """`w.data -= step` writes before Python hands over the result; a graph that saved the old values must not go on."""
+    w = gf.tensor([1.0, 2.0], requires_grad=True)
+    loss = (w * w).sum()
+    with pytest.raises(errors.GraphError, match=r"an assignment to \.data"):
+        w.data -= 1.0
+    with pytest.raises(errors.GraphError, match="changed in place"):
+        loss.backward()
+
+
+def test_requires_grad_is_set_as_by_the_method() -> None:
+    w = gf.Parameter([1.0])
+    w.requires_grad = False
+    assert not w.requires_grad
+    w.requires_grad = True
+    (w * 2).sum().backward()
+    assert w.grad is not None
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_moments_in_half_precision_load_whole(name: str) -> None:
+    """gradflow has no float16; a state that a smaller file kept in it is taken over all the same, not half of it."""
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    w = gf.Parameter([1.0, 2.0])
+    optimizer = getattr(optim, name)([w], **options)
+    (w * w).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    halves = {key: np.asarray(value).astype(np.float16) for key, value in state["state"][0].items() if key != "step"}
+    optimizer.load_state_dict({**state, "state": {0: {**state["state"][0], **halves}}})
+    for key, value in halves.items():
+        assert np.array_equal(np.asarray(optimizer.state_dict()["state"][0][key]), value.astype(np.float32))
+
+
 # ---------------------------------------------------------------- garbage for every argument of every public function
 Call = tuple[Callable[..., Any], Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]]
 
