@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.strategies import RULES
 
 import gradflow as gf
 from gradflow.errors import ShapeError
-from tests.strategies import RULES
 
 Shape = tuple[int, ...]
 
