@@ -436,7 +436,7 @@ def _again(prim: Primitive, operands: tuple[Any, ...], settings: dict[str, Any])
             explain(
                 f"{prim.name} of {', '.join(f'{t.dtype} {t.shape}' for t in coerced)} gave another dtype.",
                 "its kernel does not support this dtype.",
-                "x.astype(gf.int64)" if prim.dtypes == "bits" else "x.astype(gf.float32)",
+                "x.astype(gf.float32)",
             )
         )
     return prim.function(*coerced, **settings)

@@ -192,7 +192,7 @@ VALUES: dict[str, list[tuple[Call, Call, tuple[np.ndarray, ...]]]] = {
     "floor_divide": [(gf.floor_divide, torch.floor_divide, (x, p))],
     **{
         f"bitwise_{n}": [(getattr(gf, f"bitwise_{n}"), getattr(torch, f"bitwise_{n}"), (order, along[:, 0]))]
-        for n in ("and", "or", "xor", "left_shift", "right_shift")
+        for n in ("and", "or", "xor")
     },
     **{
         f"logical_{n}": [(getattr(gf, f"logical_{n}"), getattr(torch, f"logical_{n}"), (mask, mask[::-1].copy()))]

@@ -440,7 +440,7 @@ def isinf(x: Operand, /) -> Tensor:
 
 
 # ---------------------------------------------------------------- logic; a number is true where it is not 0
-@primitive("any", nondifferentiable=True, hint=_BROADCAST)
+@primitive("compare", promote=(), nondifferentiable=True, hint=_BROADCAST)
 def logical_and(x: Operand, y: Operand, /) -> Tensor:
     """Whether x and y are both true.
 
@@ -450,7 +450,7 @@ def logical_and(x: Operand, y: Operand, /) -> Tensor:
     ...
 
 
-@primitive("any", nondifferentiable=True, hint=_BROADCAST)
+@primitive("compare", promote=(), nondifferentiable=True, hint=_BROADCAST)
 def logical_or(x: Operand, y: Operand, /) -> Tensor:
     """Whether x or y is true, or both.
 
@@ -460,7 +460,7 @@ def logical_or(x: Operand, y: Operand, /) -> Tensor:
     ...
 
 
-@primitive("any", nondifferentiable=True, hint=_BROADCAST)
+@primitive("compare", promote=(), nondifferentiable=True, hint=_BROADCAST)
 def logical_xor(x: Operand, y: Operand, /) -> Tensor:
     """Whether x or y is true, but not both.
 
@@ -470,7 +470,7 @@ def logical_xor(x: Operand, y: Operand, /) -> Tensor:
     ...
 
 
-@primitive("any", nondifferentiable=True)
+@primitive("compare", promote=(), nondifferentiable=True)
 def logical_not(x: Operand, /) -> Tensor:
     """Whether x is not true.
 
@@ -517,25 +517,5 @@ def bitwise_invert(x: Operand, /) -> Tensor:
 
     >>> ~gf.tensor([True, False])
     tensor([False,  True])
-    """
-    ...
-
-
-@primitive("bits", nondifferentiable=True, hint=_BROADCAST)
-def bitwise_left_shift(x: Operand, y: Operand, /) -> Tensor:
-    """The bits of an integer x moved y places up, x · 2ʸ; those that leave its width are lost.
-
-    >>> gf.tensor([1, 3]) << 2
-    tensor([ 4, 12])
-    """
-    ...
-
-
-@primitive("bits", nondifferentiable=True, hint=_BROADCAST)
-def bitwise_right_shift(x: Operand, y: Operand, /) -> Tensor:
-    """The bits of an integer x moved y places down, ⌊x / 2ʸ⌋.
-
-    >>> gf.tensor([12, -1]) >> 2
-    tensor([ 3, -1])
     """
     ...

@@ -21,10 +21,8 @@ _BINARY: dict[str, Callable[..., Tensor]] = {
     "and": elementwise.bitwise_and,
     "or": elementwise.bitwise_or,
     "xor": elementwise.bitwise_xor,
-    "lshift": elementwise.bitwise_left_shift,
-    "rshift": elementwise.bitwise_right_shift,
 }
-_SYMBOLS = dict(zip(_BINARY, "+ - * / // % ** @ & | ^ << >>".split(), strict=True))
+_SYMBOLS = dict(zip(_BINARY, "+ - * / // % ** @ & | ^".split(), strict=True))
 _PLAIN: dict[str, Callable[..., Any]] = {
     "__eq__": elementwise.equal,
     "__ne__": elementwise.not_equal,
