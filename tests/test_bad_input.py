@@ -333,10 +333,7 @@ RIGHT: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {  # wh
     "vjp": arguments(FUNCTION, floats),
     "where": arguments(lambda: floats() > 0, floats, floats),
     "zeros": arguments(SIZE, dtype=None, backend=None, requires_grad=True),
-    **dict.fromkeys(
-        ["bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift"],
-        arguments(ints, ints),
-    ),
+    **dict.fromkeys(["bitwise_and", "bitwise_or", "bitwise_xor"], arguments(ints, ints)),
     # dtypes
     "iinfo": arguments(like(gf.int8)),
     "finfo": arguments(like(gf.float32)),

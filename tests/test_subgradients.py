@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from tests.strategies import RULES
 
 import gradflow as gf
 from gradflow import nn
 from gradflow.compiler import trace
 from gradflow.primitive import REGISTRY
-from tests.strategies import RULES
 
 torch = pytest.importorskip("torch")
 jax = pytest.importorskip("jax")
