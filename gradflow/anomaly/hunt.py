@@ -28,6 +28,7 @@ from gradflow.anomaly.events import Event, Log, here, operand_names, origins, si
 from gradflow.anomaly.report import Reason
 from gradflow.anomaly.sweep import Sweep, rule_of
 from gradflow.anomaly.values import FINE, NAN, badness_of, first_of_worst, is_finite, locate, worst_of
+from gradflow.arguments import flag
 from gradflow.mode import NO_GRAD, RECORD, Interpreter, Mode, get_mode, resumed, set_mode, using
 from gradflow.primitive import Primitive
 from gradflow.tape import Node
@@ -269,6 +270,7 @@ class detect_anomaly:  # noqa: N801  (reads as a statement: `with gf.detect_anom
 
     Raises:
         AnomalyError: in the block, or at its end.
+        DTypeError: a setting that is neither True nor False.
 
     >>> with gf.detect_anomaly():
     ...     x = gf.tensor([1.0, 0.0], requires_grad=True)
@@ -286,7 +288,7 @@ class detect_anomaly:  # noqa: N801  (reads as a statement: `with gf.detect_anom
     """
 
     def __init__(self, *, inf: bool = True, at_once: bool = False) -> None:
-        self.inf, self.at_once = inf, at_once
+        self.inf, self.at_once = flag("detect_anomaly", "inf", inf), flag("detect_anomaly", "at_once", at_once)
         self._open: dict[int, list[tuple[Mode, Hunt]]] = {}  # thread -> the modes outside its open blocks, the hunts
 
     def __enter__(self) -> None:
