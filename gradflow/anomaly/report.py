@@ -222,7 +222,7 @@ class Trap(NamedTuple):
     branch: int  # 1 or 2: the position of x or y in where(condition, x, y)
 
 
-_GUARDED = {"divide": 1}  # which operand to make safe; of all others the first
+_GUARDED = {"divide": 1, "floor_divide": 1, "remainder": 1}  # which operand to make safe; of all others the first
 
 
 def why_trapped(name: str, trap: Trap, site: Site | None, cotangent: float | None) -> Reason:
@@ -241,9 +241,8 @@ def _guarded(name: str, trap: Trap, site: Site | None) -> list[str]:
     example = ast.parse(_example(name), mode="eval").body
     call = trap.site.expression() if trap.site else None
     if not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith("where") and len(call.args) == 3):
-        call = ast.Call(
-            ast.parse("gf.where", mode="eval").body, [ast.Name("condition"), example, ast.Constant(0.0)], []
-        )
+        gf_where = ast.parse("gf.where", mode="eval").body
+        call = ast.Call(gf_where, [ast.Name("condition"), example, ast.Constant(0.0)], [])
         trap = trap._replace(branch=1)
     where, condition, branch = ast.unparse(call.func), call.args[0], call.args[trap.branch]
     made = site.expression() if site else None  # where the branch is only a name
@@ -259,7 +258,8 @@ def _guarded(name: str, trap: Trap, site: Site | None) -> list[str]:
 
 
 def _example(name: str) -> str:
-    return {"divide": "x / y", "power": "x ** y"}.get(name, f"gf.{name}(x)")
+    signs = {"divide": "/", "power": "**", "floor_divide": "//", "remainder": "%"}
+    return f"x {signs[name]} y" if name in signs else f"gf.{name}(x)"
 
 
 def _at_fault(name: str, condition: ast.expr, target: ast.expr) -> str | None:
