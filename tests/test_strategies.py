@@ -229,27 +229,30 @@ def test_keys_are_taken_by_numpy(shape: tuple[int, ...], data: st.DataObject) ->
 
 def test_every_kind_of_part_occurs_in_keys() -> None:
     def parts(key: Any) -> frozenset[str]:
-        names = []
+        names = ["bare"] * (not isinstance(key, tuple))
         for part in key if isinstance(key, tuple) else (key,):
-            name = type(part).__name__
             if isinstance(part, np.ndarray):
-                name = f"{part.dtype.kind} {part.ndim}"
-            elif isinstance(part, slice) and part.step is not None and part.step < 0:
-                name = "slice backwards"
-            elif isinstance(part, int) and part < 0:
-                name = "int from the end"
-            names.append(name)
-        return frozenset([*names, "bare"] if not isinstance(key, tuple) else names)
+                names += [
+                    f"array of {part.dtype.name}",
+                    f"{'mask' if part.dtype == bool else 'indices'} of {part.ndim} axes",
+                ]
+            elif isinstance(part, slice):
+                names.append("slice backwards" if part.step is not None and part.step < 0 else "slice")
+            elif isinstance(part, int):
+                names.append("integer" if part >= 0 else "integer from the end")
+            else:
+                names.append(str(part))
+        return frozenset(names)
 
     found = kinds(index_keys((2, 3)), parts, 400)
-    assert {
-        "NoneType", "ellipsis", "int", "int from the end", "slice", "slice backwards", "bare",
-        "i 0", "i 1", "i 2", "u 1", "b 1", "b 2",
-    } <= frozenset.union(*found)  # fmt: skip
-    assert any({"i 1", "slice"} <= names for names in found) and any({"b 1", "int"} <= names for names in found)
-    assert any({"i 1", "b 1"} <= names for names in found)
-    plain = frozenset.union(*kinds(index_keys((2, 3), basic=True), parts, 300))
-    assert not any(name[0] in "bui" and name[1] == " " for name in plain)
+    basic = {"None", "Ellipsis", "integer", "integer from the end", "slice", "slice backwards", "bare"}
+    assert frozenset.union(*found) == basic | {
+        "array of bool", "array of int64", "array of int32", "array of uint8", "mask of 1 axes", "mask of 2 axes",
+        "indices of 0 axes", "indices of 1 axes", "indices of 2 axes",
+    }  # fmt: skip
+    for pair in ({"array of int64", "slice"}, {"array of bool", "integer"}, {"array of int64", "array of bool"}):
+        assert any(pair <= names for names in found)
+    assert frozenset.union(*kinds(index_keys((2, 3), basic=True), parts, 200)) == basic
 
 
 def test_invalid_keys_occur_on_request_alone() -> None:

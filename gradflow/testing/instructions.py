@@ -503,11 +503,21 @@ def _key(b: Builder, shape: Shape) -> tuple[Any, ...]:
     Raises:
         UnfitError: an empty array, which as a list would forget its dtype.
     """
+    if shape and b.toss():
+        return _selection(b, shape)
     key = b.draw(index_keys(shape))
     parts = key if isinstance(key, tuple) else (key,)
     if any(isinstance(part, np.ndarray) and not part.size for part in parts):
         raise UnfitError
     return tuple(part.tolist() if isinstance(part, np.ndarray) else part for part in parts)
+
+
+def _selection(b: Builder, shape: Shape) -> tuple[Any, ...]:
+    """A key that selects some places of one axis, in any order, by their numbers or by a mask."""
+    axis = b.draw(st.integers(0, len(shape) - 1))
+    places = b.rng.permutation(shape[axis])[: b.draw(st.integers(1, shape[axis]))].tolist()
+    before = (slice(None, None, b.choose([None, -1])),) * axis
+    return (*before, b.choose([places, [place in places for place in range(shape[axis])]]))
 
 
 @instruction("getitem")

@@ -299,7 +299,7 @@ def index_keys(draw: DrawFn, shape: Shape, *, basic: bool = False, invalid: bool
     """
     before = draw(st.integers(0, len(shape)))
     after = draw(st.integers(0, len(shape) - before))
-    common = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=4))
+    common = draw(hnp.array_shapes(min_dims=0, max_dims=2, min_side=int(draw(st.integers(0, 5)) < 5), max_side=4))
     parts: list[Any] = []
     _add_parts(draw, parts, shape[:before], common, basic, invalid)
     if before + after < len(shape) and after or draw(st.booleans()):
