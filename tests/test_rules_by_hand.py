@@ -82,3 +82,27 @@ def test_a_sum_in_the_dtype_of_its_tensor_casts_nothing() -> None:
     assert gf.sum(x, dtype=gf.float32)._node.edges[0][0] is x._node
     wider = gf.sum(x, dtype=gf.float64)
     assert wider.dtype is gf.float64 and wider._node.edges[0][0].edges[0][0] is x._node
+
+
+# ---------------------------------------------------------------- powers
+@both
+@pytest.mark.parametrize("y", [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
+def test_derivatives_of_power_are_pytorchs_at_special_values(y: float, backend: Any) -> None:
+    torch = pytest.importorskip("torch")
+    xs, ys = np.array([0.0, 1.0, 2.0, -2.0, math.inf]), np.full(5, y)
+    theirs = [torch.tensor(a, requires_grad=True) for a in (xs, ys)]
+    torch.pow(*theirs).sum().backward()
+    ours = [gf.tensor(a, backend=backend, requires_grad=True) for a in (xs, ys)]
+    gf.power(*ours).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.grad.numpy(), other.grad.numpy(), rtol=1e-12)
+
+
+def test_squares_and_first_powers_are_not_computed_as_powers() -> None:
+    x = gf.tensor([3.0], requires_grad=True)
+    made = [(x**y)._node.primitive.name for y in (2, 2.0, 1, 1.0, 3, 0, -1, 0.5)]
+    assert made == ["square", "square", "positive", "positive", *["power"] * 4]
+    whole = gf.tensor([-3])
+    for y, expected, dtype in ((2, 9, gf.int64), (1, -3, gf.int64), (2.0, 9.0, gf.float32), (1.0, -3.0, gf.float32)):
+        assert (whole**y).tolist() == [expected] and (whole**y).dtype is dtype
