@@ -106,3 +106,20 @@ def test_squares_and_first_powers_are_not_computed_as_powers() -> None:
     whole = gf.tensor([-3])
     for y, expected, dtype in ((2, 9, gf.int64), (1, -3, gf.int64), (2.0, 9.0, gf.float32), (1.0, -3.0, gf.float32)):
         assert (whole**y).tolist() == [expected] and (whole**y).dtype is dtype
+
+
+# ---------------------------------------------------------------- clip
+NARROW = [np.bool_, np.uint8, np.int8, np.int64, np.float32, np.float64]
+
+
+@both
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("bound", [True, 1, 2.5, np.int16(-300), np.int16(300), np.float64(2.5)], ids=repr)
+def test_one_bound_clips_as_numpys(dtype: type[np.generic], bound: Any, backend: Any) -> None:
+    """The bound that is not given limits nothing, also where the other one makes the result wider than the operand."""
+    array = np.array([0, 1, 3, 100], dtype)
+    given = gf.tensor(np.array(bound), backend=backend) if isinstance(bound, np.generic) else bound
+    for name, expected in (("min", np.maximum(array, bound)), ("max", np.minimum(array, bound))):
+        found = gf.clip(gf.tensor(array, backend=backend), **{name: given})
+        np.testing.assert_array_equal(found.numpy(), expected)
+        assert found.dtype.kind == expected.dtype.kind

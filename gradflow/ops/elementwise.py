@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradflow.ops.creation import as_tensor
-from gradflow.primitive import defimpl, defvjp, primitive
+from gradflow.primitive import coerce, defimpl, defvjp, of, primitive
 from gradflow.tensor import Operand, Tensor
 
 _INT = np.dtype(np.int64)
@@ -309,15 +309,17 @@ def clip(x: Operand, /, min: Operand | None = None, max: Operand | None = None) 
     x = as_tensor(x)
     if min is None and max is None:
         return positive(x)
+    if x.dtype.kind != "f" and (min is None or max is None):
+        x = coerce(of(_clip), (x, min if max is None else max))[0]  # the limits of what the result can hold
     low, high = _bounds(x.dtype)
     return _clip(x, low if min is None else min, high if max is None else max)
 
 
-def _bounds(dtype: np.dtype[Any]) -> tuple[float, float] | tuple[int, int]:
+def _bounds(dtype: np.dtype[Any]) -> tuple[float, float]:
     if dtype.kind == "f":
         return -math.inf, math.inf
     if dtype.kind == "b":
-        return 0, 1
+        return False, True
     limits = np.iinfo(dtype)
     return int(limits.min), int(limits.max)
 
