@@ -123,3 +123,31 @@ def test_one_bound_clips_as_numpys(dtype: type[np.generic], bound: Any, backend:
         found = gf.clip(gf.tensor(array, backend=backend), **{name: given})
         np.testing.assert_array_equal(found.numpy(), expected)
         assert found.dtype.kind == expected.dtype.kind
+
+
+# ---------------------------------------------------------------- kinks, under any cotangent
+KINKS: dict[str, Any] = {
+    "maximum": lambda lib, x, y: lib.maximum(x, y),
+    "minimum": lambda lib, x, y: lib.minimum(x, y),
+    "max": lambda lib, x, y: (lib.amax if lib is not gf else gf.max)(x * y, **{"dim" if lib is not gf else "axis": 1}),
+    "min": lambda lib, x, y: (lib.amin if lib is not gf else gf.min)(x * y, **{"dim" if lib is not gf else "axis": 1}),
+    "abs": lambda lib, x, y: lib.abs(x) * y,
+    "relu": lambda lib, x, y: lib.relu(x) * y,
+    "where": lambda lib, x, y: lib.where(x > y, x, y * y),
+}
+
+
+@both
+@pytest.mark.parametrize("name", KINKS)
+def test_derivatives_at_kinks_are_pytorchs_under_any_cotangent(name: str, backend: Any) -> None:
+    torch = pytest.importorskip("torch")
+    x = np.array([[0.0, 1.0, 2.0, 1.0], [-1.0, -1.0, 0.0, 3.0], [2.0, 2.0, 2.0, 2.0]])
+    y = np.array([[0.0, 1.0, 1.0, 2.0], [-1.0, 1.0, 0.0, 3.0], [3.0, 3.0, 3.0, 3.0]])
+    theirs = [torch.tensor(a, requires_grad=True) for a in (x, y)]
+    out = KINKS[name](torch, *theirs)
+    cotangent = np.linspace(-3.0, 4.0, out.numel()).reshape(out.shape)
+    out.backward(torch.tensor(cotangent))
+    ours = [gf.tensor(a, backend=backend, requires_grad=True) for a in (x, y)]
+    KINKS[name](gf, *ours).backward(gf.tensor(cotangent, backend=backend))
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.grad.numpy(), other.grad.numpy(), rtol=1e-12)
