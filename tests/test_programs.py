@@ -14,7 +14,7 @@ import gradflow as gf
 from gradflow.compiler import trace
 from gradflow.testing.backends import without_kernels
 from gradflow.testing.instructions import INSTRUCTIONS
-from gradflow.testing.programs import Program, programs
+from gradflow.testing.program import Program, programs
 from gradflow.testing.strategies import direction, generators
 
 Rng = np.random.Generator

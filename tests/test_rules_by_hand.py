@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.strategies import RULES
 
 import gradflow as gf
 from gradflow.errors import ShapeError
+from gradflow.testing import without_kernels
 
 Shape = tuple[int, ...]
 
-both = pytest.mark.parametrize("backend", ["numpy", RULES], ids=["kernels", "compositions"])
+both = pytest.mark.parametrize("backend", ["numpy", without_kernels("numpy")], ids=["kernels", "compositions"])
 
 
 def counting(shape: Shape) -> np.ndarray:
@@ -82,3 +82,72 @@ def test_a_sum_in_the_dtype_of_its_tensor_casts_nothing() -> None:
     assert gf.sum(x, dtype=gf.float32)._node.edges[0][0] is x._node
     wider = gf.sum(x, dtype=gf.float64)
     assert wider.dtype is gf.float64 and wider._node.edges[0][0].edges[0][0] is x._node
+
+
+# ---------------------------------------------------------------- powers
+@both
+@pytest.mark.parametrize("y", [-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
+def test_derivatives_of_power_are_pytorchs_at_special_values(y: float, backend: Any) -> None:
+    torch = pytest.importorskip("torch")
+    xs, ys = np.array([0.0, 1.0, 2.0, -2.0, math.inf]), np.full(5, y)
+    theirs = [torch.tensor(a, requires_grad=True) for a in (xs, ys)]
+    torch.pow(*theirs).sum().backward()
+    ours = [gf.tensor(a, backend=backend, requires_grad=True) for a in (xs, ys)]
+    gf.power(*ours).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.grad.numpy(), other.grad.numpy(), rtol=1e-12)
+
+
+def test_squares_and_first_powers_are_not_computed_as_powers() -> None:
+    x = gf.tensor([3.0], requires_grad=True)
+    made = [(x**y)._node.primitive.name for y in (2, 2.0, 1, 1.0, 3, 0, -1, 0.5)]
+    assert made == ["square", "square", "positive", "positive", *["power"] * 4]
+    whole = gf.tensor([-3])
+    for y, expected, dtype in ((2, 9, gf.int64), (1, -3, gf.int64), (2.0, 9.0, gf.float32), (1.0, -3.0, gf.float32)):
+        assert (whole**y).tolist() == [expected] and (whole**y).dtype is dtype
+
+
+# ---------------------------------------------------------------- clip
+NARROW = [np.bool_, np.uint8, np.int8, np.int64, np.float32, np.float64]
+
+
+@both
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("bound", [True, 1, 2.5, np.int16(-300), np.int16(300), np.float64(2.5)], ids=repr)
+def test_one_bound_clips_as_numpys(dtype: type[np.generic], bound: Any, backend: Any) -> None:
+    """The bound that is not given limits nothing, also where the other one makes the result wider than the operand."""
+    array = np.array([0, 1, 3, 100], dtype)
+    given = gf.tensor(np.array(bound), backend=backend) if isinstance(bound, np.generic) else bound
+    for name, expected in (("min", np.maximum(array, bound)), ("max", np.minimum(array, bound))):
+        found = gf.clip(gf.tensor(array, backend=backend), **{name: given})
+        np.testing.assert_array_equal(found.numpy(), expected)
+        assert found.dtype.kind == expected.dtype.kind
+
+
+# ---------------------------------------------------------------- kinks, under any cotangent
+KINKS: dict[str, Any] = {
+    "maximum": lambda lib, x, y: lib.maximum(x, y),
+    "minimum": lambda lib, x, y: lib.minimum(x, y),
+    "max": lambda lib, x, y: (lib.amax if lib is not gf else gf.max)(x * y, **{"dim" if lib is not gf else "axis": 1}),
+    "min": lambda lib, x, y: (lib.amin if lib is not gf else gf.min)(x * y, **{"dim" if lib is not gf else "axis": 1}),
+    "abs": lambda lib, x, y: lib.abs(x) * y,
+    "relu": lambda lib, x, y: lib.relu(x) * y,
+    "where": lambda lib, x, y: lib.where(x > y, x, y * y),
+}
+
+
+@both
+@pytest.mark.parametrize("name", KINKS)
+def test_derivatives_at_kinks_are_pytorchs_under_any_cotangent(name: str, backend: Any) -> None:
+    torch = pytest.importorskip("torch")
+    x = np.array([[0.0, 1.0, 2.0, 1.0], [-1.0, -1.0, 0.0, 3.0], [2.0, 2.0, 2.0, 2.0]])
+    y = np.array([[0.0, 1.0, 1.0, 2.0], [-1.0, 1.0, 0.0, 3.0], [3.0, 3.0, 3.0, 3.0]])
+    theirs = [torch.tensor(a, requires_grad=True) for a in (x, y)]
+    out = KINKS[name](torch, *theirs)
+    cotangent = np.linspace(-3.0, 4.0, out.numel()).reshape(out.shape)
+    out.backward(torch.tensor(cotangent))
+    ours = [gf.tensor(a, backend=backend, requires_grad=True) for a in (x, y)]
+    KINKS[name](gf, *ours).backward(gf.tensor(cotangent, backend=backend))
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.grad.numpy(), other.grad.numpy(), rtol=1e-12)

@@ -25,10 +25,10 @@ from gradflow.tensor import OPS
 from gradflow.testing import calls as calls_module
 from gradflow.testing import layers as layers_module
 from gradflow.testing.backends import without_kernels
-from gradflow.testing.calls import calls, differentiable, has_calls
 from gradflow.testing.instructions import INSTRUCTIONS, LARGEST, Builder, Step, UnfitError, instruction
 from gradflow.testing.layers import batches, constructs, layers, loss_classes, losses, modules
-from gradflow.testing.programs import Program, programs
+from gradflow.testing.operands import calls, differentiable, has_calls
+from gradflow.testing.program import Program, programs
 from gradflow.testing.strategies import (
     arrays,
     axes,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from gradflow.ops.creation import as_tensor
-from gradflow.primitive import defimpl, defvjp, primitive
+from gradflow.primitive import coerce, defimpl, defvjp, of, primitive
 from gradflow.tensor import OPS, Operand, Tensor
 
 _BROADCAST = "shapes broadcast where, aligned at the right, lengths are equal or one of them is 1: x.reshape(...)"
@@ -307,19 +307,20 @@ def clip(x: Operand, /, min: Operand | None = None, max: Operand | None = None) 
     x = as_tensor(x)
     if min is None and max is None:
         return positive(x)
+    own = x.dtype
+    if own.kind != "f" and (min is None or max is None):
+        x = coerce(of(_clip), (x, min if max is None else max))[0]  # the limits of what the result can hold
     low, high = _bounds(x.dtype)
     out = _clip(x, low if min is None else min, high if max is None else max)
-    floating_bounds = out.dtype.kind == "f" and x.dtype.kind != "f"  # of integers: the result is floating-point
-    if floating_bounds or out.dtype == x.dtype:
-        return out
-    return cast(Tensor, OPS.astype(out, dtype=x.dtype))
+    floating_bounds = out.dtype.kind == "f" and own.kind != "f"  # of integers: the result is floating-point
+    return out if floating_bounds or out.dtype == own else cast(Tensor, OPS.astype(out, dtype=own))
 
 
-def _bounds(dtype: np.dtype[Any]) -> tuple[float, float] | tuple[int, int]:
+def _bounds(dtype: np.dtype[Any]) -> tuple[float, float]:
     if dtype.kind == "f":
         return -math.inf, math.inf
     if dtype.kind == "b":
-        return 0, 1
+        return False, True
     limits = np.iinfo(dtype)
     return int(limits.min), int(limits.max)
 

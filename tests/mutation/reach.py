@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,13 @@ class Reach:
         at = self.lines.get(module, {})
         here = set(at.get(str(row), ()))
         near = set().union(*(at.get(str(r), ()) for r in _rows(source, row))) | here
+        named = _names(source, row)
         tests = near - {""} or self.seconds.keys()
-        return sorted(tests & self.seconds.keys(), key=lambda t: (t not in here, self.seconds[t]))
+
+        def rank(test: str) -> tuple[bool, bool, float]:
+            return test not in here, named.isdisjoint(re.findall(r"\w+", test)), self.seconds[test]
+
+        return sorted(tests & self.seconds.keys(), key=rank)
 
 
 def _rows(source: str, row: int) -> range:
@@ -52,6 +59,13 @@ def _rows(source: str, row: int) -> range:
     return best
 
 
+def _names(source: str, row: int) -> set[str]:
+    """What the line names, or the function that it decorates: tests are often called after it."""
+    lines = source.splitlines()[row - 1 :]
+    below = "" if not lines[0].startswith("@") else next(line for line in lines if line.startswith("def "))
+    return {word.strip("_") for word in re.findall(r"\w+", f"{lines[0]} {below}")}
+
+
 def test_files(root: Path) -> Iterator[list[str]]:
     """What is collected together: each test file, and all doctests of the package."""
     for path in sorted((root / "tests").glob("**/test_*.py")):
@@ -61,25 +75,35 @@ def test_files(root: Path) -> Iterator[list[str]]:
 
 
 def measure(state: Path, root: Path, modules: list[str]) -> Reach:
-    """Run the unchanged suite under coverage, or read what an earlier run of the same tree found."""
-    digest = hashlib.sha256("".join(modules).encode())
-    for path in sorted([*root.glob("gradflow/**/*.py"), *root.glob("backends/**/*.py"), *root.glob("tests/**/*.py")]):
-        if "mutation" not in path.parts:
-            digest.update(path.read_bytes())
-    kept = state / f"reach-{digest.hexdigest()[:12]}.json"
-    if not kept.exists():
-        found: dict[str, Any] = {"seconds": {}, "lines": {}}
-        for files in test_files(root):
-            outcome = in_child(lambda files=files: _covered(root, files, modules), seconds=3600)
+    """Run the unchanged suite under coverage, but for the files of which an earlier run is kept."""
+    found: dict[str, Any] = {"seconds": {}, "lines": {}}
+    shared = _digest(path for folder in ("gradflow", "backends", "tests") for path in root.glob(f"{folder}/**/*.py"))
+    for files in test_files(root):
+        kept = state / f"reach-{shared}-{_digest(root / file for file in files)}.json"
+        if not kept.exists():
+            outcome = in_child(partial(_covered, root, files, modules), seconds=3600)
             if outcome.value is None:
                 raise SystemExit(f"the unchanged suite does not run: {files[0]}\n{outcome.output[-3000:]}")
-            print(f"  {files[0]}: {len(outcome.value['seconds'])} tests, not passed: {outcome.value['others']}")
-            found["seconds"] |= outcome.value["seconds"]
-            for module, lines in outcome.value["lines"].items():
-                for line, tests in lines.items():
-                    found["lines"].setdefault(module, {}).setdefault(line, []).extend(tests)
-        kept.write_text(json.dumps(found))
-    return Reach(json.loads(kept.read_text()))
+            kept.write_text(json.dumps(outcome.value))
+        met = json.loads(kept.read_text())
+        print(f"  {files[0]}: {len(met['seconds'])} tests; left out, as they do not pass: {met['others']}", flush=True)
+        found["seconds"] |= met["seconds"]
+        for module, lines in met["lines"].items():
+            for line, tests in lines.items():
+                found["lines"].setdefault(module, {}).setdefault(line, []).extend(tests)
+    return Reach(found)
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    """Of the files that every test depends on, or of one test file."""
+    paths = list(paths)
+    several = len(paths) > 1
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        own = path.name.startswith("test_") or "mutation" in path.parts
+        if path.is_file() and not (several and own):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:10]
 
 
 class _Watch:
