@@ -1070,7 +1070,7 @@ def gradients_replace_one_another(patch: Patch) -> None:
 
 def clipping_forgets_one_parameter(patch: Patch) -> None:
     right = utils._grads
-    patch(utils, "_grads", lambda parameters: right(list(parameters)[1:]))
+    patch(utils, "_grads", lambda function, parameters: right(function, list(parameters)[1:]))
 
 
 def weights_given_for_a_call_stay(patch: Patch) -> None:

@@ -299,7 +299,10 @@ def _clip(x: Operand, low: Operand, high: Operand, /) -> Tensor: ...
 
 
 def clip(x: Operand, /, min: Operand | None = None, max: Operand | None = None) -> Tensor:
-    """Limit x to [min, max], in x's dtype; the derivative is 1 inside and at a bound that x meets, 0 outside.
+    """Limit x to [min, max]; the derivative is 1 inside and at a bound that x meets, 0 outside.
+
+    The result has x's dtype where the bounds are numbers of the same kind; a bound that it cannot hold is as near as it
+    gets. Bounds of another kind (floating-point ones for integers) give the common dtype.
 
     >>> gf.clip(gf.tensor([-2.0, 0.5, 2.0]), -1, 1)
     tensor([-1. ,  0.5,  1. ])
@@ -312,8 +315,10 @@ def clip(x: Operand, /, min: Operand | None = None, max: Operand | None = None) 
         x = coerce(of(_clip), (x, min if max is None else max))[0]  # the limits of what the result can hold
     low, high = _bounds(x.dtype)
     out = _clip(x, low if min is None else min, high if max is None else max)
-    floating_bounds = out.dtype.kind == "f" and own.kind != "f"  # of integers: the result is floating-point
-    return out if floating_bounds or out.dtype == own else cast(Tensor, OPS.astype(out, dtype=own))
+    same_kind = out.dtype.kind == own.kind or {out.dtype.kind, own.kind} == {"i", "u"}
+    if out.dtype == own or not same_kind:
+        return out
+    return cast(Tensor, OPS.astype(out if own.kind == "f" else _clip(out, *_bounds(own)), dtype=own))
 
 
 def _bounds(dtype: np.dtype[Any]) -> tuple[float, float]:
