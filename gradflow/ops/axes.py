@@ -40,13 +40,8 @@ def canonical_axis(function: str, axis: Any, ndim: int) -> int:
     i = int(axis.__index__())
     if not -ndim <= i < ndim:
         valid = f"it has axes {-ndim}…{ndim - 1}" if ndim else "it has none"
-        raise IndexRangeError(
-            explain(
-                f"{function}() got axis={i} for a tensor of {ndim} axes.",
-                f"{valid}.",
-                f"gf.{function}(x, axis={ndim - 1})",
-            )
-        )
+        fix = f"gf.{function}(x, axis={ndim - 1})" if ndim else "gf.expand_dims(x, axis=0) has an axis"
+        raise IndexRangeError(explain(f"{function}() got axis={i} for a tensor of {ndim} axes.", f"{valid}.", fix))
     return i % ndim
 
 
@@ -62,7 +57,7 @@ def canonical_axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
     if not isinstance(axis, tuple | list):
         return (canonical_axis(function, axis, ndim),)
     axes = tuple(sorted(canonical_axis(function, a, ndim) for a in axis))
-    if len(set(axes)) < len(axes):
+    if len(set(axes)) != len(axes):
         raise ArgumentError(
             explain(
                 f"{function}() got axis={axis!r}, which names one axis twice.",
