@@ -157,3 +157,30 @@ def test_derivatives_at_kinks_are_pytorchs_under_any_cotangent(name: str, backen
     KINKS[name](gf, *ours).backward(gf.tensor(cotangent, backend=backend))
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine.grad.numpy(), other.grad.numpy(), rtol=1e-12)
+
+
+# ---------------------------------------------------------------- neural networks
+@both
+@pytest.mark.parametrize("lead", [(), (1,), (4,), (4, 2), (0,)])
+def test_linear_takes_any_number_of_leading_axes(lead: Shape, backend: Any) -> None:
+    torch = pytest.importorskip("torch")
+    arrays = counting((*lead, 3)), counting((2, 3)), counting((2,))
+    theirs = [torch.tensor(a, requires_grad=True) for a in arrays]
+    out = torch.nn.functional.linear(*theirs)
+    out.backward(torch.tensor(counting(out.shape)))
+    ours = [gf.tensor(a, backend=backend, requires_grad=True) for a in arrays]
+    found = gf.linear(*ours)
+    assert found.shape == out.shape
+    np.testing.assert_array_equal(found.numpy(), out.detach().numpy())
+    found.backward(gf.tensor(counting(out.shape), backend=backend))
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine.grad.numpy(), other.grad.numpy())
+
+
+@both
+def test_softmax_goes_along_the_last_axis_by_default(backend: Any) -> None:
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).normal(size=(2, 3, 4))
+    for f, other in ((gf.softmax, torch.softmax), (gf.log_softmax, torch.log_softmax)):
+        expected = other(torch.tensor(x), dim=-1).numpy()
+        np.testing.assert_allclose(f(gf.tensor(x, backend=backend)).numpy(), expected, rtol=1e-12)

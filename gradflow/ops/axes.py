@@ -72,6 +72,7 @@ def canonical_axis(function: str, axis: Any, ndim: int, *, name: str = "axis", f
     i = integer(function, "axis", axis, why="an axis is an integer.", fix=fix or _call(function, name, 0))
     if not -ndim <= i < ndim:
         valid = f"it has axes {-ndim}…{ndim - 1}" if ndim else "it has none"
+<<<<<<< HEAD
         raise IndexRangeError(
             explain(
                 f"{function}() got axis={i} for a tensor of {ndim} axes.",
@@ -79,6 +80,10 @@ def canonical_axis(function: str, axis: Any, ndim: int, *, name: str = "axis", f
                 fix or (_call(function, name, ndim - 1) if ndim else f"{function} of a tensor that has axes"),
             )
         )
+=======
+        fix = f"gf.{function}(x, axis={ndim - 1})" if ndim else "gf.expand_dims(x, axis=0) has an axis"
+        raise IndexRangeError(explain(f"{function}() got axis={i} for a tensor of {ndim} axes.", f"{valid}.", fix))
+>>>>>>> mutation
     return i % ndim
 
 
@@ -94,7 +99,7 @@ def canonical_axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
     if not isinstance(axis, tuple | list):
         return (canonical_axis(function, axis, ndim),)
     axes = tuple(sorted(canonical_axis(function, a, ndim) for a in axis))
-    if len(set(axes)) < len(axes):
+    if len(set(axes)) != len(axes):
         raise ArgumentError(
             explain(
                 f"{function}() got axis={axis!r}, which names one axis twice.",

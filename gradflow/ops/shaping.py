@@ -118,7 +118,7 @@ def _resolve_shape(x: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
             explain(
                 f"reshape of shape {x.shape} to {shape}.",
                 f"the {x.size} elements do not fill that shape"
-                + (", and only one length may be -1." if min(wanted, default=0) < 0 else "."),
+                + (", and only one length may be -1." if wanted.count(-1) > 1 else "."),
                 "gf.reshape(x, (x.shape[0], -1))",
             )
         )

@@ -34,6 +34,7 @@ from gradflow.testing.properties import (
 )
 
 if TYPE_CHECKING:
+    from gradflow.testing.instructions import Step
     from gradflow.testing.layers import batches, constructs, constructs_loss, losses, modules
     from gradflow.testing.operands import Call, calls, operands_of
     from gradflow.testing.program import Program, programs
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     )
 
 _NEED_HYPOTHESIS = {  # module -> what it offers; imported when one of them is first used
+    "instructions": ("Step",),
     "layers": ("batches", "constructs", "constructs_loss", "losses", "modules"),
     "operands": ("Call", "calls", "operands_of"),
     "program": ("Program", "programs"),
@@ -82,7 +84,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "Call", "Checked", "GradcheckError", "KinkWarning", "MutatedInputError", "NondeterministicError", "Program",
-    "PropertyError", "Rejection", "WrongDerivativeError", "arrays", "axes", "backend_parity", "batches",
+    "PropertyError", "Rejection", "Step", "WrongDerivativeError", "arrays", "axes", "backend_parity", "batches",
     "broadcastable_shapes", "calls", "check_adjoint", "check_batching", "check_broadcasting", "check_chain_rule",
     "check_grads", "check_hessian_symmetry", "check_linearity", "check_replay", "constructs", "constructs_loss",
     "dtypes", "gradcheck", "gradgradcheck", "index_keys", "layouts", "losses", "modules", "nasty_values",
