@@ -72,18 +72,9 @@ def canonical_axis(function: str, axis: Any, ndim: int, *, name: str = "axis", f
     i = integer(function, "axis", axis, why="an axis is an integer.", fix=fix or _call(function, name, 0))
     if not -ndim <= i < ndim:
         valid = f"it has axes {-ndim}…{ndim - 1}" if ndim else "it has none"
-<<<<<<< HEAD
-        raise IndexRangeError(
-            explain(
-                f"{function}() got axis={i} for a tensor of {ndim} axes.",
-                f"{valid}.",
-                fix or (_call(function, name, ndim - 1) if ndim else f"{function} of a tensor that has axes"),
-            )
-        )
-=======
-        fix = f"gf.{function}(x, axis={ndim - 1})" if ndim else "gf.expand_dims(x, axis=0) has an axis"
-        raise IndexRangeError(explain(f"{function}() got axis={i} for a tensor of {ndim} axes.", f"{valid}.", fix))
->>>>>>> mutation
+        near = _call(function, name, ndim - 1) if ndim else "gf.expand_dims(x, axis=0) has an axis"
+        mistake = f"{function}() got axis={i} for a tensor of {ndim} axes."
+        raise IndexRangeError(explain(mistake, f"{valid}.", fix or near))
     return i % ndim
 
 
