@@ -151,7 +151,8 @@ def sgd(
 ) -> None:
     lr, momentum, dampening, weight_decay = hyper.tolist()
     made = step.item(0)
-    step.fill(made + 1)
+    if momentum:
+        step.fill(made + 1)
     for start, stop, g in _pieces(grads, turned):
         p = param[start:stop]
         if maximize:

@@ -70,7 +70,8 @@ def _impl_sgd(
         first = float(step[0]) == 0
         velocity = g if first else velocity * momentum + g * (1 - dampening)
         g = g + velocity * momentum if nesterov else velocity
-    return p - g * lr, velocity, step + 1
+        step = step + 1  # those without momentum do not count: the velocity begins with the first that has it
+    return p - g * lr, velocity, step
 
 
 def _impl_adam(

@@ -17,7 +17,7 @@ class SGD(Optimizer):
     With gradient g, velocity b, and λ the weight decay::
 
         g ← g + λ w
-        b ← μ b + (1 − τ) g          (b ← g in the first step)
+        b ← μ b + (1 − τ) g          (b ← g in the first step with momentum)
         w ← w − lr (g + μ b)         nesterov
         w ← w − lr b                 otherwise; w ← w − lr g without momentum
 
