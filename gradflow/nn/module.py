@@ -195,7 +195,8 @@ class Module:
     def to(self, target: Any) -> Self:
         """Move all parameters and buffers to a backend, or give the floating-point ones another dtype; in place.
 
-        The Parameters stay the same objects, so an optimizer that has them keeps them. Gradients move too.
+        The Parameters stay the same objects, so an optimizer that has them keeps them. Gradients move too, and hooks
+        stay on.
 
         Args:
             target: a backend or its name, or float32 or float64 as a dtype.
@@ -215,11 +216,14 @@ class Module:
             held = slot.value
             if isinstance(held, Parameter | Buffer) and (to_backend or held.dtype.kind == "f"):
                 grad, requires_grad = held.grad, held.requires_grad
+                hooks = getattr(held._node, "hooks", None)
                 moved = held.detach().to(target)
                 held.requires_grad_(False)
                 held._data, held._xp = moved._data, moved._xp
                 held.requires_grad_(requires_grad)
                 held.grad = None if grad is None else grad.detach().to(target)
+                if held._node is not None and hooks is not None:
+                    held._node.hooks = hooks
         return self
 
     # ------------------------------------------------------------ its state
