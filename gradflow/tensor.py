@@ -147,7 +147,7 @@ class Tensor:
         self._node.grad = value
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Ask for a gradient, or no longer; in place, on a leaf.
+        """Ask for a gradient, or no longer; in place, on a leaf, which then forgets its gradient and its hooks.
 
         >>> gf.tensor([1.0]).requires_grad_().requires_grad
         True

@@ -362,6 +362,18 @@ def test_to_a_dtype_keeps_the_objects() -> None:
         model.to(gf.int64)
 
 
+def test_hooks_stay_on_a_parameter_that_moves() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    remove = model.weight.register_hook(lambda g: 10 * g)
+    model.to(gf.float64)
+    model(gf.ones(2, dtype=gf.float64)).backward()
+    assert model.weight.grad.tolist() == [[10.0, 10.0]]
+    remove()
+    model.zero_grad()
+    model(gf.ones(2, dtype=gf.float64)).backward()
+    assert model.weight.grad.tolist() == [[1.0, 1.0]]
+
+
 def test_to_a_backend() -> None:
     model = MLP().to("numpy")
     assert {p.backend.name for p in model.parameters()} == {"numpy"}

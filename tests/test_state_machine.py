@@ -448,15 +448,17 @@ class Machine(RuleBasedStateMachine):
         theirs.weight = torch.nn.Parameter(theirs.weight.detach().clone())
 
     @precondition(lambda self: self.parameters())
-    @rule(at=AT, whole_layer=st.booleans(), trained=st.booleans())
-    def freeze_or_thaw(self, at: int, whole_layer: bool, trained: bool) -> None:
+    @rule(at=AT, whole_layer=st.booleans())
+    def freeze_or_thaw(self, at: int, whole_layer: bool) -> None:
         """Frozen, a parameter forgets its gradient and its hooks; PyTorch keeps both."""
         if whole_layer:
             layer, their_layer = self.layer(at)
             pairs = list(zip(layer.parameters(), their_layer.parameters(), strict=True))
+            trained = not all(p.requires_grad for p, _ in pairs)
             layer.requires_grad_(trained)
         else:
             pairs = [self.parameter(at)]
+            trained = not pairs[0][0].requires_grad
             pairs[0][0].requires_grad_(trained)
         for _, q in pairs:
             q.requires_grad_(trained)
@@ -493,9 +495,11 @@ class Machine(RuleBasedStateMachine):
         torch.nn.utils.vector_to_parameters(torch.tensor(values), self.theirs.model.parameters())
 
     @precondition(lambda self: self.parameters())
-    @rule(away=st.sampled_from(["float32", "float64"]), drawn=DRAWN_LOSSES, seed=SEEDS)
-    def move_away_and_back(self, away: str, drawn: tuple[str, dict[str, Any]], seed: int) -> None:
+    @rule(away=st.sampled_from(["float32", "float64"]), drawn=DRAWN_LOSSES, seed=SEEDS, hooked=st.none() | AT)
+    def move_away_and_back(self, away: str, drawn: tuple[str, Any], seed: int, hooked: int | None) -> None:
         """To another dtype and back; exact where both sides are equal bit for bit, which they are made before."""
+        if hooked is not None and any(p.requires_grad for p, _ in self.parameters()):
+            self.hook(hooked, -2.0)
         with torch.no_grad():
             for p, q in pairs_of(self.ours, self.theirs):
                 q.copy_(torch.tensor(host(p)))
@@ -505,11 +509,14 @@ class Machine(RuleBasedStateMachine):
         self.theirs.model.to(getattr(torch, away)).double()
         self.backward(drawn, seed, 1)
 
-    @rule(at=st.none() | AT, mode=st.booleans())
-    def train_or_evaluate(self, at: int | None, mode: bool) -> None:
+    @rule(at=st.none() | AT)
+    def train_or_evaluate(self, at: int | None) -> None:
+        """The model, or one of its layers, from the one mode into the other."""
         whole = at is None or not self.ours.model.layers
-        for module in (self.ours.model, self.theirs.model) if whole else self.layer(at):
-            module.train() if mode else module.eval()
+        module, their_module = (self.ours.model, self.theirs.model) if whole else self.layer(at)
+        change = "eval" if module.training else "train"
+        getattr(module, change)()
+        getattr(their_module, change)()
 
     # ------------------------------------------------------------ gradients
     def losses(self, drawn: tuple[str, dict[str, Any]], seed: int) -> tuple[Any, Any]:
@@ -549,7 +556,7 @@ class Machine(RuleBasedStateMachine):
             right = torch.nn.utils.clip_grad_norm_(theirs, bound, norm)
             np.testing.assert_allclose(host(found), host(right), TOLERANCE, TOLERANCE)
 
-    @precondition(lambda self: any(p.requires_grad for p, _ in self.parameters()) and len(self.removers) < 2)
+    @precondition(lambda self: any(p.requires_grad for p, _ in self.parameters()))
     @rule(at=AT, factor=st.sampled_from([0.0, -2.0]))
     def hook(self, at: int, factor: float) -> None:
         pairs = [(p, q) for p, q in self.parameters() if p.requires_grad]
@@ -709,9 +716,11 @@ class Machine(RuleBasedStateMachine):
         self.train(at, drawn, seed, 1, None)
         self.restore(at)
 
-    @rule(how=st.sampled_from(["theirs", "theirs through a file", "ours"]), at=AT)
-    def exchange(self, how: str, at: int) -> None:
+    @rule(how=st.sampled_from(["theirs", "theirs through a file", "ours"]), at=AT, drawn=DRAWN_LOSSES, seed=SEEDS)
+    def exchange(self, how: str, at: int, drawn: tuple[str, dict[str, Any]], seed: int) -> None:
         """State dicts of one library load in the other as they are, whatever was there before."""
+        if self.ours.optimizers:
+            self.train(at, drawn, seed, 2, at)
         if how == "ours":
             self.give_our_state()
             return
