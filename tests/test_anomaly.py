@@ -569,6 +569,17 @@ def test_at_once_stops_in_the_operation() -> None:
     assert "does not choose" in text and "passed on" not in text
 
 
+def test_a_where_is_not_blamed_for_another_way_to_the_loss() -> None:
+    x = f32([4.0, 0.0], requires_grad=True)
+
+    def run() -> None:
+        y = gf.sqrt(x)
+        (gf.where(x > 0, y, 0.0) + y).sum().backward()
+
+    text = report(run)
+    assert "cotangent that came in there: 1.0" in text and "does not choose" not in text
+
+
 def test_it_is_a_floating_point_error() -> None:
     with pytest.raises(FloatingPointError), gf.detect_anomaly():
         gf.log(f32(0.0)).item()
@@ -660,6 +671,14 @@ def test_a_derivative_of_a_derivative() -> None:
     text = report(run)
     assert text.startswith("the derivative of power produced inf at flat index 1")
     assert f"  at {line('power')}\n" in text
+
+
+def test_a_recorded_sweep_is_looked_at_rule_by_rule() -> None:
+    """What a rule computes with is no event of its own: the derivative is, whose rule it is."""
+    for at_once in (False, True):
+        x = f32([4.0, 0.0], requires_grad=True)
+        text = report(lambda: gf.sqrt(x).sum().backward(create_graph=True), at_once=at_once)  # noqa: B023
+        assert text.startswith("the derivative of sqrt produced inf at flat index 1")
 
 
 def test_graphs_are_freed_and_retained_as_without() -> None:

@@ -22,7 +22,7 @@ from gradflow.tensor import Tensor
 REMEMBERED = 16  # ancestors of an event; the first ones are kept, which the producer is among
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)  # events hold events: the text of one would be endless
 class Event:
     """A bad result of one operation.
 
