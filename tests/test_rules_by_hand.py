@@ -54,7 +54,11 @@ def test_the_mean_of_nothing_is_nan(backend: Any) -> None:
         assert math.isnan(f(x).item())
         assert np.isnan(f(x, axis=0).numpy()).all() and f(x, axis=0).shape == (3,)
         assert f(x, axis=1).shape == (0,)
-    assert math.isnan(gf.mse_loss(x, x).item())
+    x.requires_grad_()
+    loss = gf.mse_loss(x, gf.zeros((0, 3), backend=backend))
+    assert math.isnan(loss.item())
+    loss.backward()
+    assert x.grad.shape == (0, 3)
 
 
 @both
@@ -184,3 +188,53 @@ def test_softmax_goes_along_the_last_axis_by_default(backend: Any) -> None:
     for f, other in ((gf.softmax, torch.softmax), (gf.log_softmax, torch.log_softmax)):
         expected = other(torch.tensor(x), dim=-1).numpy()
         np.testing.assert_allclose(f(gf.tensor(x, backend=backend)).numpy(), expected, rtol=1e-12)
+
+
+@both
+def test_the_logarithms_of_binary_cross_entropy_end_at_minus_100(backend: Any) -> None:
+    torch = pytest.importorskip("torch")
+    x, t = np.array([0.0, 1e-50, 1e-300, 0.5, 1.0]), np.array([1.0, 1.0, 0.25, 0.5, 0.0])
+    expected = torch.nn.functional.binary_cross_entropy(torch.tensor(x), torch.tensor(t), reduction="none")
+    found = gf.binary_cross_entropy(gf.tensor(x, backend=backend), gf.tensor(t, backend=backend), reduction="none")
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-12)
+
+
+WEIGHTS: list[Shape] = [
+    (), (1,), (4,), (3,), (2,), (3, 4), (3, 1), (1, 4), (1, 1), (4, 3), (2, 4), (2, 3, 4), (2, 1, 1), (2, 1, 4),
+    (1, 3, 1), (3, 3, 4), (2, 2, 4), (1, 2, 3, 4), (1, 1, 1, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", WEIGHTS)
+def test_a_weight_broadcasts_to_the_loss_and_never_stretches_it(shape: Shape) -> None:
+    x, target, weight = counting((2, 3, 4)) / 100, counting((2, 3, 4)) % 2, counting(shape)
+    fits = len(shape) <= 3 and all(n in (1, m) for n, m in zip(shape, (2, 3, 4)[3 - len(shape) :], strict=True))
+    for name, f in (
+        ("weight", gf.binary_cross_entropy),
+        ("weight", gf.binary_cross_entropy_with_logits),
+        ("pos_weight", gf.binary_cross_entropy_with_logits),
+    ):
+        options = {name: gf.tensor(weight), "reduction": "none"}
+        if not fits:
+            with pytest.raises(ShapeError, match=rf"with {name} of shape"):
+                f(gf.tensor(x), gf.tensor(target), **options)
+        elif name == "weight":
+            plain = f(gf.tensor(x), gf.tensor(target), reduction="none").numpy()
+            weighted = f(gf.tensor(x), gf.tensor(target), **options).numpy()
+            np.testing.assert_allclose(weighted, plain * weight, rtol=1e-12)
+        else:
+            assert f(gf.tensor(x), gf.tensor(target), **options).shape == (2, 3, 4)
+
+
+@both
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int8, np.int64])
+@pytest.mark.parametrize("pos_weight", [None, 300, 300.0])
+def test_targets_of_integers_are_taken_as_probabilities(dtype: type[np.generic], pos_weight: Any, backend: Any) -> None:
+    x, target = gf.tensor([-1.0, 0.5, 2.0], backend=backend), np.array([0, 1, 1])
+    whole = gf.tensor(target.astype(dtype), backend=backend)
+    expected = gf.binary_cross_entropy_with_logits(
+        x, gf.tensor(target, dtype=gf.float32, backend=backend), pos_weight=pos_weight, reduction="none"
+    )
+    found = gf.binary_cross_entropy_with_logits(x, whole, pos_weight=pos_weight, reduction="none")
+    assert found.dtype is gf.float32
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
