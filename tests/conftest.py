@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from gradflow import backend, config
+from gradflow.primitive import REGISTRY
 from gradflow.testing.plugin import register_profiles
 
 collect_ignore = ["mutation"]  # a program beside the suite: python -m tests.mutation
@@ -26,12 +27,19 @@ def pytest_configure() -> None:
                 raise pytest.UsageError(f"GRADFLOW_REQUIRE_ORACLES is set, but {oracle} is missing: {error}") from error
 
 
+def registry() -> dict[str, tuple[object, ...]]:
+    """Each primitive's composition and rules."""
+    return {name: (primitive.impl, *primitive.rules) for name, primitive in REGISTRY.items()}
+
+
 @pytest.fixture(autouse=True)
 def _sealed() -> Iterator[None]:
     """Fail the test that leaves a process-wide setting changed, not the unlucky one after it."""
-    dtype = config.get_default_dtype()
+    dtype, registered = config.get_default_dtype(), registry()
     yield
     left = []
+    if registry() != registered:
+        left.append("the registry of primitives changed")
     if config.get_default_dtype() != dtype:
         config.set_default_dtype(dtype)
         left.append("the default dtype changed")

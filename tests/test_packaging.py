@@ -43,10 +43,14 @@ def test_numpy_is_the_only_requirement(project: dict[str, Any]) -> None:
 
 
 def test_entry_points_are_installed(project: dict[str, Any]) -> None:
-    declared = project["project"]["entry-points"]["gradflow.backends"]
-    installed = {entry.name: entry.value for entry in metadata.distribution("gradflow").entry_points}
-    assert declared == installed, "reinstall: pip install -e ."
-    assert declared["numpy"] == "gradflow_numpy:plugin"
+    declared = project["project"]["entry-points"]
+    installed = metadata.distribution("gradflow").entry_points
+    for group, entries in declared.items():
+        found = {entry.name: entry.value for entry in installed if entry.group == group}
+        assert entries == found, "reinstall: pip install -e ."
+    assert {entry.group for entry in installed} == set(declared)
+    assert declared["gradflow.backends"]["numpy"] == "gradflow_numpy:plugin"
+    assert declared["pytest11"]["gradflow"] == "gradflow.testing.plugin"
 
 
 def test_every_package_is_shipped(project: dict[str, Any]) -> None:

@@ -22,8 +22,8 @@ from gradflow.compiler import trace
 from gradflow.errors import ArgumentError
 from gradflow.primitive import REGISTRY, primitive
 from gradflow.tensor import OPS
-from gradflow.testing import calls as calls_module
 from gradflow.testing import layers as layers_module
+from gradflow.testing import operands as operands_module
 from gradflow.testing.backends import without_kernels
 from gradflow.testing.instructions import INSTRUCTIONS, LARGEST, Builder, Step, UnfitError, instruction
 from gradflow.testing.layers import batches, constructs, layers, loss_classes, losses, modules
@@ -352,10 +352,10 @@ def test_a_primitive_that_nobody_knows_how_to_call_is_named() -> None:
         assert not has_calls("with_a_setting")
         with pytest.raises(ArgumentError, match=r'@gradflow.testing.operands_of\("with_a_setting"\)'):
             find(calls("with_a_setting"), lambda call: True)
-        calls_module.operands_of("with_a_setting")(lambda draw, rng: calls_module.Call((), {"setting": 1}))
+        operands_module.operands_of("with_a_setting")(lambda draw, rng: operands_module.Call((), {"setting": 1}))
         assert find(calls("with_a_setting"), lambda call: True).settings == {"setting": 1}
     finally:
-        del REGISTRY["with_a_setting"], calls_module.OPERANDS["with_a_setting"]
+        del REGISTRY["with_a_setting"], operands_module.OPERANDS["with_a_setting"]
         delattr(OPS, "with_a_setting")
 
 

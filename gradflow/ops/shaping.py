@@ -192,9 +192,10 @@ def moveaxis(x: Operand, source: int | tuple[int, ...], destination: int | tuple
 def _axes_in_order(function: str, axis: int | tuple[int, ...], ndim: int) -> list[int]:
     """One axis or several, counted from the front."""
     fix = f"gf.{function}(x, 0, -1)"
-    axes = [canonical_axis(function, a, ndim, fix=fix) for a in (axis if isinstance(axis, tuple | list) else (axis,))]
+    axes = axis if isinstance(axis, tuple | list) else (axis,)
+    found = [canonical_axis(function, a, ndim, fix=fix) for a in axes]
     canonical_axes(function, axes, ndim)  # raises for one that is named twice
-    return axes
+    return found
 
 
 def broadcast_to(x: Operand, /, shape: Sequence[int]) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 HANG = 20  # seconds of processor time after which a test is taken to run for ever; the slowest takes 2
 MEMORY = 16 << 30
+WITHOUT_PLUGIN = ["-p", "no:gradflow"]  # it would import gradflow before a mutant is put in place
 
 
 class Outcome(NamedTuple):
@@ -58,7 +59,7 @@ def warm_up(root: Path) -> None:
         report_multiple_bugs=False,
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        pytest.main(["--version", "-c", os.devnull])  # imports pytest's own modules and plug-ins
+        pytest.main(["--version", "-c", os.devnull, *WITHOUT_PLUGIN])  # imports pytest's own modules and plug-ins
     if "gradflow" in sys.modules:
         raise SystemExit("gradflow was imported before it was mutated")
     gc.collect()
@@ -107,7 +108,7 @@ def run_pytest(arguments: list[str], *plugins: Any) -> int:
 
     known = "ignore::pytest.PytestAssertRewriteWarning"  # plug-ins were imported before, on purpose
     quiet = ["-q", "--tb=line", "--assert=plain", "-p", "no:cacheprovider", "-W", known]
-    quiet += ["--hypothesis-profile=mutation"]
+    quiet += ["--hypothesis-profile=mutation", *WITHOUT_PLUGIN]
     return int(pytest.main([*quiet, *arguments], plugins=list(plugins)))
 
 
