@@ -339,6 +339,27 @@ MESSAGES: list[tuple[Callable[[], Any], type[GradflowError], str, str, str]] = [
         "target.astype(gf.int64) for class labels",
     ),
     (
+        lambda: gf.cross_entropy(gf.ones((2, 3, 4)), gf.tensor([0, 1])),
+        ShapeError,
+        "cross_entropy got input of shape (2, 3, 4) and target of shape (2,).",
+        "class labels for that input have shape (2, 4).",
+        "logits of shape (n, classes), labels (n,)",
+    ),
+    (
+        lambda: gf.cross_entropy(gf.ones((2, 1)), gf.tensor([[0], [0]])),
+        ShapeError,
+        "cross_entropy got input of shape (2, 1) and target of shape (2, 1).",
+        "class labels for that input have shape (2,).",
+        "target.reshape(-1)",
+    ),
+    (
+        lambda: gf.cross_entropy(gf.ones((2, 0)), gf.tensor([0, 0, 0])),
+        ShapeError,
+        "cross_entropy got input of shape (2, 0) and target of shape (3,).",
+        "class labels for that input have shape (2,).",
+        "logits of shape (n, classes), labels (n,)",
+    ),
+    (
         lambda: gf.cross_entropy(x0, gf.tensor(0)),
         ShapeError,
         "cross_entropy of a 0-d input.",
