@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="mutants met at the same time")
     parser.add_argument("--limit", type=int, help="how many mutants of each module at most")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of tests that a mutant meets")
+    parser.add_argument("--examples", type=int, default=10, help="examples of each property")
     parser.add_argument("--replacements", type=int, default=6, help="how many of the replacements of each operator")
     parser.add_argument("--again", action="store_true", help="meet the survivors of an earlier run, too")
     parser.add_argument("--fresh", action="store_true", help="forget all earlier results")
@@ -122,7 +123,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder).resolve() / "tree"
             shutil.copytree(here, root, ignore=shutil.ignore_patterns(".*", "out", "shared", "__pycache__"))
-            fork.warm_up(root)
+            fork.warm_up(root, arguments.examples)
             global _hunter
             _hunter = Hunter(measure(state, root, every), sources, arguments.budget)
             for module in arguments.module or every:
