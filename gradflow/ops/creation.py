@@ -196,7 +196,7 @@ def asarray(
     tensor([0, 1, 2])
     """
     where = resolve(backend) if backend is not None else None
-    if device is not None and device not in ("cpu", None) and where is None:
+    if device not in (None, "cpu") and where is None:
         where = resolve(device)
     if isinstance(obj, Tensor) and not copy and where in (None, obj.backend):
         if dtype is None or check_dtype(dtype) == obj.dtype:
