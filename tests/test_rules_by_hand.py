@@ -269,3 +269,18 @@ def test_an_ignored_label_needs_no_class(backend: Any) -> None:
         expected = torch.nn.functional.cross_entropy(torch.tensor(x), torch.tensor(labels), reduction=reduction)
         found = gf.cross_entropy(gf.tensor(x, backend=backend), gf.tensor(labels, backend=backend), reduction=reduction)
         np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+
+# ---------------------------------------------------------------- shapes and dtypes
+@both
+def test_a_copy_shares_nothing(backend: Any) -> None:
+    x = gf.ones((2, 3), backend=backend)
+    for other in (gf.copy(x), x.copy(), gf.astype(x, gf.float32), gf.positive(x), gf.reshape(x, (3, 2), copy=True)):
+        assert other is not x and not np.shares_memory(other.data, x.data)
+    assert gf.astype(x, gf.float32, copy=False) is x
+
+
+def test_a_new_axis_comes_first_by_default() -> None:
+    assert gf.expand_dims(gf.ones((2, 3))).shape == np.expand_dims(np.ones((2, 3)), 0).shape
+    assert gf.stack([gf.ones((2, 3))] * 4).shape == np.stack([np.ones((2, 3))] * 4).shape
+    assert gf.concat([gf.ones((2, 3))] * 4).shape == np.concatenate([np.ones((2, 3))] * 4).shape
