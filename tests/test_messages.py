@@ -234,6 +234,13 @@ MESSAGES: list[tuple[Callable[[], Any], type[GradflowError], str, str, str]] = [
         "x[0], or x[..., 0]",
     ),
     (
+        lambda: x23[True],
+        IndexRangeError,
+        "a boolean index of shape () for a tensor of shape (2, 3).",
+        "a mask has the lengths of the axes it selects from.",
+        "x[mask] with mask = x > 0",
+    ),
+    (
         lambda: x23[gf.tensor([True, False, True])],
         IndexRangeError,
         "a boolean index of shape (3,) for a tensor of shape (2, 3).",

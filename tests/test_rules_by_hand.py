@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow.errors import ShapeError
+from gradflow.errors import GradflowError, ShapeError
 from tests.strategies import RULES
 
 Shape = tuple[int, ...]
@@ -284,3 +284,29 @@ def test_a_new_axis_comes_first_by_default() -> None:
     assert gf.expand_dims(gf.ones((2, 3))).shape == np.expand_dims(np.ones((2, 3)), 0).shape
     assert gf.stack([gf.ones((2, 3))] * 4).shape == np.stack([np.ones((2, 3))] * 4).shape
     assert gf.concat([gf.ones((2, 3))] * 4).shape == np.concatenate([np.ones((2, 3))] * 4).shape
+
+
+# ---------------------------------------------------------------- keys
+PARTS: list[Any] = [
+    0, -1, 3, slice(1, None), None, Ellipsis, [1, 0], np.array([[0, 1]]),
+    np.array([True, False]), np.array([True, False, True]), np.array([False, True, True, False]),
+    np.array([[True, False, True], [False, True, True]]), np.ones((3, 4), bool), np.zeros((2, 3, 4), bool),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", PARTS, ids=lambda part: repr(part).replace("\n", ""))
+def test_keys_select_what_they_select_in_numpy(first: Any) -> None:
+    """Every key of up to three parts; one that NumPy refuses is refused."""
+    array = counting((2, 3, 4))
+    x = gf.tensor(array)
+    for rest in [(), *((p,) for p in PARTS), *itertools.product(PARTS, PARTS)]:
+        key = (first, *rest)
+        try:
+            expected = array[key]
+        except IndexError:
+            with pytest.raises(GradflowError):
+                x[key]
+        else:
+            found = x[key]
+            assert found.shape == expected.shape, key
+            np.testing.assert_array_equal(found.numpy(), expected, err_msg=str(key))
