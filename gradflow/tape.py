@@ -157,8 +157,7 @@ def project(xp: Any, ct: Any, like: Node | Leaf) -> Any:
         lead = len(ct.shape) - len(like.shape)
         stretched = (i + lead for i, n in enumerate(like.shape) if n == 1 and ct.shape[i + lead] != 1)
         axes = (*range(lead), *stretched)
-        if axes:
-            ct = xp.sum(ct, axis=axes, keepdims=True)
+        ct = xp.sum(ct, axis=axes, keepdims=True)
         if ct.shape != like.shape:
             ct = xp.reshape(ct, shape=like.shape)
     return ct if ct.dtype == like.dtype else xp.astype(ct, dtype=like.dtype)

@@ -9,7 +9,8 @@ import hypothesis
 import pytest
 
 from gradflow import backend, config
-from gradflow.primitive import REGISTRY
+from gradflow.primitive import _NAMESPACES, REGISTRY
+from gradflow.tensor import OPS
 from gradflow.testing.plugin import register_profiles
 
 collect_ignore = ["mutation"]  # a program beside the suite: python -m tests.mutation
@@ -47,3 +48,15 @@ def _sealed() -> Iterator[None]:
         backend.set_backend(None)
         left.append("set_backend() in force")
     assert not left, f"the test left {' and '.join(left)}"
+
+
+@pytest.fixture
+def visitors() -> Iterator[None]:
+    """Primitives that the test declares leave the registry with it."""
+    residents = set(REGISTRY)
+    yield
+    for name in set(REGISTRY) - residents:
+        del REGISTRY[name]
+        for xp in (OPS, *_NAMESPACES.values()):
+            for found in [found for found in vars(xp) if found.startswith(name)]:
+                delattr(xp, found)

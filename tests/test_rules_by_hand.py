@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow.errors import ShapeError
+from gradflow.errors import GradflowError, ShapeError
 from gradflow.testing import without_kernels
 
 Shape = tuple[int, ...]
@@ -238,3 +238,81 @@ def test_targets_of_integers_are_taken_as_probabilities(dtype: type[np.generic],
     found = gf.binary_cross_entropy_with_logits(x, whole, pos_weight=pos_weight, reduction="none")
     assert found.dtype is gf.float32
     np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+
+@both
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_class_that_is_impossible_costs_nothing_unless_it_is_the_label(
+    reduction: str, weighted: bool, backend: Any
+) -> None:
+    """Logits of −∞, as a mask puts them in; the loss and its gradient are PyTorch's, with labels as with one-hots."""
+    torch = pytest.importorskip("torch")
+    logits = np.array([[0.5, -np.inf, 1.0], [-np.inf, -np.inf, 2.0], [0.0, 1.0, -1.0]])
+    labels, weight = np.array([2, 2, 0]), np.array([0.5, 1.0, 2.0]) if weighted else np.ones(3)
+    x = torch.tensor(logits, requires_grad=True)
+    expected = torch.nn.functional.cross_entropy(
+        x, torch.tensor(labels), weight=torch.tensor(weight), reduction=reduction
+    )
+    expected.sum().backward()
+    mine = gf.tensor(logits, backend=backend, requires_grad=True)
+    options = {"weight": gf.tensor(weight, backend=backend)} if weighted else {}
+    found = gf.cross_entropy(mine, gf.tensor(labels, backend=backend), reduction=reduction, **options)
+    found.sum().backward()
+    np.testing.assert_allclose(found.numpy(), expected.detach().numpy(), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(mine.grad.numpy(), x.grad.numpy(), rtol=1e-12, atol=1e-15)
+    certain = gf.tensor(np.eye(3)[labels], backend=backend)
+    same = gf.cross_entropy(mine.detach(), certain, reduction="none", **options).numpy()
+    each = torch.nn.functional.cross_entropy(x, torch.tensor(labels), weight=torch.tensor(weight), reduction="none")
+    np.testing.assert_allclose(same, each.detach().numpy(), rtol=1e-12, atol=1e-15)
+
+
+@both
+def test_an_ignored_label_needs_no_class(backend: Any) -> None:
+    torch = pytest.importorskip("torch")
+    x, labels = np.array([[0.5], [1.5]]), np.array([-100, 0])
+    for reduction in ("mean", "sum", "none"):
+        expected = torch.nn.functional.cross_entropy(torch.tensor(x), torch.tensor(labels), reduction=reduction)
+        found = gf.cross_entropy(gf.tensor(x, backend=backend), gf.tensor(labels, backend=backend), reduction=reduction)
+        np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+
+# ---------------------------------------------------------------- shapes and dtypes
+@both
+def test_a_copy_shares_nothing(backend: Any) -> None:
+    x = gf.ones((2, 3), backend=backend)
+    for other in (gf.copy(x), x.copy(), gf.astype(x, gf.float32), gf.positive(x), gf.reshape(x, (3, 2), copy=True)):
+        assert other is not x and not np.shares_memory(other.data, x.data)
+    assert gf.astype(x, gf.float32, copy=False) is x
+
+
+def test_a_new_axis_comes_first_by_default() -> None:
+    assert gf.expand_dims(gf.ones((2, 3))).shape == np.expand_dims(np.ones((2, 3)), 0).shape
+    assert gf.stack([gf.ones((2, 3))] * 4).shape == np.stack([np.ones((2, 3))] * 4).shape
+    assert gf.concat([gf.ones((2, 3))] * 4).shape == np.concatenate([np.ones((2, 3))] * 4).shape
+
+
+# ---------------------------------------------------------------- keys
+PARTS: list[Any] = [
+    0, -1, 3, slice(1, None), None, Ellipsis, [1, 0], np.array([[0, 1]]),
+    np.array([True, False]), np.array([True, False, True]), np.array([False, True, True, False]),
+    np.array([[True, False, True], [False, True, True]]), np.ones((3, 4), bool), np.zeros((2, 3, 4), bool),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("first", PARTS, ids=lambda part: repr(part).replace("\n", ""))
+def test_keys_select_what_they_select_in_numpy(first: Any) -> None:
+    """Every key of up to three parts; one that NumPy refuses is refused."""
+    array = counting((2, 3, 4))
+    x = gf.tensor(array)
+    for rest in [(), *((p,) for p in PARTS), *itertools.product(PARTS, PARTS)]:
+        key = (first, *rest)
+        try:
+            expected = array[key]
+        except IndexError:
+            with pytest.raises(GradflowError):
+                x[key]
+        else:
+            found = x[key]
+            assert found.shape == expected.shape, key
+            np.testing.assert_array_equal(found.numpy(), expected, err_msg=str(key))

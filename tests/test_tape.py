@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ import pytest
 import gradflow as gf
 from gradflow.backend import resolve
 from gradflow.errors import GraphError
-from gradflow.primitive import _NAMESPACES, REGISTRY, defimpl, defvjp, primitive
+from gradflow.primitive import defimpl, defvjp, primitive
 from gradflow.tape import _Writes
-from gradflow.tensor import OPS
 
 Extent = tuple[Any, int, int]
 
@@ -59,7 +57,7 @@ def test_nothing_is_remembered_of_an_array_that_is_gone() -> None:
 
 # ---------------------------------------------------------------- what a rule saves
 @pytest.fixture
-def stretch() -> Iterator[Any]:
+def stretch(visitors: None) -> Any:
     """A primitive whose rule reads settings beside an array."""
 
     @primitive("float")
@@ -67,11 +65,7 @@ def stretch() -> Iterator[Any]:
 
     defvjp(stretch, x=lambda xp, g, x, dtype, factor: g * x * 2 * factor)
     defimpl(stretch, lambda xp, x, *, dtype, factor: x * x * factor)
-    yield stretch
-    del REGISTRY["stretch"]
-    for xp in (OPS, *_NAMESPACES.values()):
-        for name in [name for name in vars(xp) if name.startswith("stretch")]:
-            delattr(xp, name)
+    return stretch
 
 
 @pytest.mark.parametrize("written", [False, True])

@@ -52,11 +52,11 @@ def adam(
 
 def _flat(xp: Any, grads: tuple[Any, ...], turned: Turned) -> Any:
     """The gradients in the order of the flat buffer."""
-    pieces = [
+    pieces = (
         xp.reshape(xp.matrix_transpose(g) if turn else g, shape=(g.size,))
         for g, turn in zip(grads, turned, strict=True)
-    ]
-    return pieces[0] if len(pieces) == 1 else xp.concat(*pieces, axis=0)
+    )
+    return xp.concat(*pieces, axis=0)
 
 
 def _impl_sgd(

@@ -36,8 +36,9 @@ class Hunter:
     def hunt(self, mutant: Mutant) -> str:
         """The test that kills a mutant, or "" if it survives those that reach it."""
         groups: dict[str, list[str]] = {}
-        left = self.budget
-        for test in self.reach.tests(mutant.module, self.sources[mutant.module], mutant.row):
+        tests = self.reach.tests(mutant.module, self.sources[mutant.module], mutant.row)
+        left = self.budget * (10 if len(tests) == len(self.reach.seconds) else 1)  # of a line that only an import runs
+        for test in tests:
             left -= self.reach.seconds[test] + OVERHEAD
             if left < 0 and groups:
                 break
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="mutants met at the same time")
     parser.add_argument("--limit", type=int, help="how many mutants of each module at most")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of tests that a mutant meets")
+    parser.add_argument("--examples", type=int, default=10, help="examples of each property")
     parser.add_argument("--replacements", type=int, default=6, help="how many of the replacements of each operator")
     parser.add_argument("--again", action="store_true", help="meet the survivors of an earlier run, too")
     parser.add_argument("--fresh", action="store_true", help="forget all earlier results")
@@ -122,7 +124,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder).resolve() / "tree"
             shutil.copytree(here, root, ignore=shutil.ignore_patterns(".*", "out", "shared", "__pycache__"))
-            fork.warm_up(root)
+            fork.warm_up(root, arguments.examples)
             global _hunter
             _hunter = Hunter(measure(state, root, every), sources, arguments.budget)
             for module in arguments.module or every:

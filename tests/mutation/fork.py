@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     output: str
 
 
-def warm_up(root: Path) -> None:
+def warm_up(root: Path, examples: int) -> None:
     """Import what the tests import, gradflow excepted, and look for gradflow and its tests under `root` alone."""
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", MPLBACKEND="Agg")
     sys.dont_write_bytecode = False  # thousands of children import the same files
@@ -50,7 +50,7 @@ def warm_up(root: Path) -> None:
             __import__(helpful)
     hypothesis.settings.register_profile(
         "mutation",
-        max_examples=10,
+        max_examples=examples,
         derandomize=True,
         database=None,
         deadline=None,
