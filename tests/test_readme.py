@@ -88,7 +88,7 @@ def marked(name: str) -> str:
 def test_the_commands_of_the_gate() -> None:
     make = "python3 -m venv .venv && .venv/bin/pip install -e"
     assert marked("main job") == f'{make} ".[examples]" && .venv/bin/python examples/train_mlp.py'
-    assert marked("tests") == f'{make} ".[test]" && .venv/bin/python -m pytest'
+    assert marked("tests") == f'{make} ".[test]" && .venv/bin/python -m pytest -n auto'
 
 
 def test_the_gate_extracts_them() -> None:
