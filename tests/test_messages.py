@@ -283,6 +283,13 @@ MESSAGES: list[tuple[Callable[[], Any], type[GradflowError], str, str, str]] = [
         "t = t.astype(gf.float32), or value.astype(t.dtype)",
     ),
     (
+        lambda: gf.tensor([True]).__setitem__(0, 0.5),
+        DTypeError,
+        "a float32 value for a tensor of bool.",
+        "integers and booleans cannot hold it.",
+        "t = t.astype(gf.float32), or value.astype(t.dtype)",
+    ),
+    (
         lambda: leaf.__setitem__(0, 1.0),
         GraphError,
         "t[...] = value on a leaf that requires grad.",

@@ -11,6 +11,7 @@ import pytest
 
 import gradflow as gf
 from gradflow.errors import GradflowError, ShapeError
+from gradflow.tape import reachable
 from tests.strategies import RULES
 
 Shape = tuple[int, ...]
@@ -310,3 +311,74 @@ def test_keys_select_what_they_select_in_numpy(first: Any) -> None:
             found = x[key]
             assert found.shape == expected.shape, key
             np.testing.assert_array_equal(found.numpy(), expected, err_msg=str(key))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 1, 1), (3,), (1, 3), (1, 1, 3), (2, 3), (1, 2, 3)])
+def test_a_value_with_leading_ones_is_written_as_one_without(shape: Shape, recorded: bool) -> None:
+    """NumPy refuses them for a single element and takes them for a slice; here they never matter."""
+    keys = [(0, 0), 0, slice(None), Ellipsis, [1, 0], ([0, 1], 2), (slice(None), np.array([True, True, True]))]
+    value = counting(shape)
+    lead = next((i for i, n in enumerate(shape) if n != 1), len(shape))
+    for key in keys:
+        expected = np.zeros((2, 3))
+        x = gf.zeros((2, 3), dtype=gf.float64)
+        given = gf.tensor(value, requires_grad=recorded)
+        try:
+            expected[key] = value.reshape(shape[lead:])
+        except ValueError:
+            with pytest.raises(ShapeError):
+                x[key] = given
+            continue
+        x[key] = given
+        assert x.tolist() == expected.tolist(), key
+        if recorded:
+            x.sum().backward()
+            assert given.grad.shape == shape
+            assert given.grad.numpy().sum() == np.zeros((2, 3))[key].size
+
+
+def test_a_write_through_a_key_of_the_whole_shape_goes_where_the_key_says() -> None:
+    for key in (slice(None, None, -1), [1, 0], (slice(None), [2, 0, 1]), Ellipsis, slice(None)):
+        expected, x = np.zeros((2, 3)), gf.zeros((2, 3), dtype=gf.float64)
+        expected[key] = counting((2, 3))
+        x[key] = gf.tensor(counting((2, 3)))
+        assert x.tolist() == expected.tolist()
+
+
+def test_a_view_is_written_unless_it_stands_there_already() -> None:
+    """`y[0] += v` ends with `y[0] = <that view>`, which writes nothing more; any other view is written."""
+    torch = pytest.importorskip("torch")
+    start, other = counting((2, 3)), counting((2, 3)) * 10
+
+    def shuffle(lib: Any, x: Any, z: Any) -> Any:
+        y = x * 1.0
+        y[0] = y[1] if lib is gf else y[1].clone()
+        y[1] = (z * 1.0)[1]
+        before = y[0] if lib is gf else y[0].clone()
+        y[0] = z[0] * 2.0
+        y[0] = before
+        y[1] += z[0]
+        return y * y
+
+    theirs = [torch.tensor(a, requires_grad=True) for a in (start, other)]
+    expected = shuffle(torch, *theirs)
+    expected.sum().backward()
+    ours = [gf.tensor(a, requires_grad=True) for a in (start, other)]
+    found = shuffle(gf, *ours)
+    found.sum().backward()
+    np.testing.assert_array_equal(found.numpy(), expected.detach().numpy())
+    for mine, his in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine.grad.numpy(), his.grad.numpy())
+
+    y = ours[0] * 1.0
+    y[0] += ours[1][0]
+    names = [node.primitive.name for node in reachable(y._node)[0]]
+    assert names.count("index_update") == 1, "the sum was written once"
+
+
+def test_take_along_axis_goes_along_the_last_axis_by_default() -> None:
+    x = counting((2, 3, 4))
+    index = np.argsort(np.random.default_rng(0).random((2, 3, 4)), axis=-1)
+    expected = np.take_along_axis(x, index, axis=-1)
+    np.testing.assert_array_equal(gf.take_along_axis(gf.tensor(x), gf.tensor(index)).numpy(), expected)

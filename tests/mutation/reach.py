@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,17 +29,18 @@ class Reach:
     def __init__(self, found: dict[str, Any]) -> None:
         self.seconds: dict[str, float] = found["seconds"]
         self.lines: dict[str, dict[str, list[str]]] = found["lines"]
+        self.breadth = Counter(test for lines in self.lines.values() for tests in lines.values() for test in tests)
 
     def tests(self, module: str, source: str, row: int) -> list[str]:
-        """The tests that can notice a change in a line, the likeliest and quickest first; all where none reaches it."""
+        """The tests that can notice a change in a line, those that reach little else first; all where none reaches it."""
         at = self.lines.get(module, {})
         here = set(at.get(str(row), ()))
         near = set().union(*(at.get(str(r), ()) for r in _rows(source, row))) | here
         named = _names(source, row)
         tests = near - {""} or self.seconds.keys()
 
-        def rank(test: str) -> tuple[bool, bool, float]:
-            return test not in here, named.isdisjoint(re.findall(r"\w+", test)), self.seconds[test]
+        def rank(test: str) -> tuple[bool, bool, int]:
+            return test not in here, named.isdisjoint(re.findall(r"\w+", test)), self.breadth[test]
 
         return sorted(tests & self.seconds.keys(), key=rank)
 
