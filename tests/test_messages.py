@@ -563,6 +563,13 @@ MESSAGES: list[tuple[Callable[[], Any], type[GradflowError], str, str, str]] = [
         "t.mT, or gf.permute_dims(t, axes)",
     ),
     (
+        lambda: gf.manual_seed(2**65),
+        ArgumentError,
+        "seed 36893488147419103232.",
+        "a seed is an integer from 0 to 2**64 - 1.",
+        "gf.manual_seed(0)",
+    ),
+    (
         lambda: gf.manual_seed(-1),
         ArgumentError,
         "seed -1.",

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import gradflow as gf
 from gradflow.errors import GradflowError, ShapeError
+from gradflow.primitive import REGISTRY
 from gradflow.tape import reachable
-from tests.strategies import RULES
+from tests.strategies import RULES, cases
 
 Shape = tuple[int, ...]
 
@@ -382,3 +385,53 @@ def test_take_along_axis_goes_along_the_last_axis_by_default() -> None:
     index = np.argsort(np.random.default_rng(0).random((2, 3, 4)), axis=-1)
     expected = np.take_along_axis(x, index, axis=-1)
     np.testing.assert_array_equal(gf.take_along_axis(gf.tensor(x), gf.tensor(index)).numpy(), expected)
+
+
+# ---------------------------------------------------------------- random numbers
+@pytest.mark.parametrize(("low", "high"), [(0.0, 2.0), (-1.0, 1.0), (1.0, 1.0), (0.0, 0.0), (2.0, 3.5), (-2.0, -1.0)])
+def test_uniform_numbers_are_stretched_and_moved(low: float, high: float) -> None:
+    plain = gf.random.uniform(1000, dtype=gf.float64, generator=gf.Generator(3)).numpy()
+    found = gf.random.uniform(1000, low=low, high=high, dtype=gf.float64, generator=gf.Generator(3)).numpy()
+    np.testing.assert_allclose(found, plain * (high - low) + low, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1.0, 1.0), (-1.0, 1.0), (0.0, 2.0), (0.0, 0.0), (3.0, 0.5)])
+def test_normal_numbers_are_stretched_and_moved(mean: float, std: float) -> None:
+    plain = gf.random.normal(1000, dtype=gf.float64, generator=gf.Generator(3)).numpy()
+    found = gf.random.normal(1000, mean=mean, std=std, dtype=gf.float64, generator=gf.Generator(3)).numpy()
+    np.testing.assert_allclose(found, plain * std + mean, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize("draw", [gf.random.uniform, gf.random.normal])
+def test_a_draw_uses_whole_blocks_of_four_words(draw: Any) -> None:
+    for n in range(11):
+        generator = gf.Generator(7)
+        draw(n, generator=generator)
+        assert generator.get_state() == (7, math.ceil(n / 4))
+    halves, whole = gf.Generator(7), gf.Generator(7)
+    parts = [draw(8, generator=halves).tolist() for _ in range(3)]
+    assert sum(parts, []) == draw(24, generator=whole).tolist()  # noqa: RUF017  (three short lists)
+
+
+def test_a_seed_that_is_not_given_is_eight_bytes_of_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.urandom", lambda n: bytes(range(1, 1 + n)))
+    assert gf.Generator().get_state() == (int.from_bytes(bytes(range(1, 9)), "little"), 0)
+
+
+# ---------------------------------------------------------------- primitives that write
+@pytest.mark.parametrize("name", sorted(n for n, p in REGISTRY.items() if p.writes))
+def test_each_operand_that_is_declared_as_written_is_written(name: str) -> None:
+    prim = REGISTRY[name]
+    assert prim.writes <= len(prim.operands)
+    written: set[int] = set()
+
+    @given(data=st.data())
+    @settings(max_examples=30, derandomize=True, database=None)
+    def watch(data: st.DataObject) -> None:
+        case = data.draw(cases(prim))
+        operands = [gf.tensor(a) for a in case.operands]
+        prim.function(*operands, **case.settings)
+        written.update(i for i, (t, a) in enumerate(zip(operands, case.operands, strict=True)) if (t.data != a).any())
+
+    watch()
+    assert written == set(range(prim.writes))

@@ -32,7 +32,7 @@ class Reach:
         self.breadth = Counter(test for lines in self.lines.values() for tests in lines.values() for test in tests)
 
     def tests(self, module: str, source: str, row: int) -> list[str]:
-        """The tests that can notice a change in a line, those that reach little else first; all where none reaches it."""
+        """The tests that reach a line, those first that reach little else; all tests where none does."""
         at = self.lines.get(module, {})
         here = set(at.get(str(row), ()))
         near = set().union(*(at.get(str(r), ()) for r in _rows(source, row))) | here
