@@ -435,3 +435,21 @@ def test_each_operand_that_is_declared_as_written_is_written(name: str) -> None:
 
     watch()
     assert written == set(range(prim.writes))
+
+
+# ---------------------------------------------------------------- making tensors
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [([2**24 + 1], gf.float32), ([0, 2], gf.bool), ([1.5, -1.5], gf.int64), ([0.5, 0.0], gf.bool), ([True], gf.int8)],
+    ids=repr,
+)
+def test_a_dtype_that_is_asked_for_casts_as_numpy_does(data: list[Any], dtype: Any) -> None:
+    """Only integers outside an integer dtype's range are refused: they would wrap around in silence."""
+    made = gf.tensor(data, dtype=dtype)
+    assert made.dtype is dtype
+    assert made.tolist() == np.array(data).astype(dtype).tolist()
+
+
+def test_empty_arrays_in_a_list_keep_their_dtype() -> None:
+    assert gf.tensor([np.zeros(0), np.zeros(0)]).dtype is gf.float64
+    assert gf.tensor([[], []]).dtype is gf.float32

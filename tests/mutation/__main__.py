@@ -39,9 +39,10 @@ class Hunter:
         tests = self.reach.tests(mutant.module, self.sources[mutant.module], mutant.row)
         left = self.budget * (10 if len(tests) == len(self.reach.seconds) else 1)  # of a line that only an import runs
         for test in tests:
-            left -= self.reach.seconds[test] + OVERHEAD
-            if left < 0 and groups:
-                break
+            cost = self.reach.seconds[test] + OVERHEAD
+            if cost > left and groups:
+                continue
+            left -= cost
             groups.setdefault(_group(test), []).append(test)
         order = sorted(groups, key=lambda g: self._cost(mutant.module, g, groups[g]))
         first, second, *rest = [*order, "", ""]

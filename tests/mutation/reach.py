@@ -17,6 +17,8 @@ from tests.mutation.fork import in_child, run_pytest
 # Tests that look at other processes, at the network or at the clock: a mutant in this process's memory escapes them.
 LEFT_OUT = {"test_backend_choice.py", "test_benchmarks.py", "test_example.py", "test_packaging.py"}
 
+SLOW = 0.1  # seconds
+
 
 class Reach:
     """What one run of the unchanged suite found.
@@ -39,8 +41,9 @@ class Reach:
         named = _names(source, row)
         tests = near - {""} or self.seconds.keys()
 
-        def rank(test: str) -> tuple[bool, bool, int]:
-            return test not in here, named.isdisjoint(re.findall(r"\w+", test)), self.breadth[test]
+        def rank(test: str) -> tuple[bool, bool, bool, int]:
+            unnamed = named.isdisjoint(re.findall(r"\w+", test))
+            return test not in here, unnamed, self.seconds[test] > SLOW, self.breadth[test]
 
         return sorted(tests & self.seconds.keys(), key=rank)
 
