@@ -17,7 +17,7 @@ from tests.mutation.fork import in_child, run_pytest
 # Tests that look at other processes, at the network or at the clock: a mutant in this process's memory escapes them.
 LEFT_OUT = {"test_backend_choice.py", "test_benchmarks.py", "test_example.py", "test_packaging.py"}
 
-SLOW = 0.1  # seconds
+OVERHEAD = 0.003  # seconds that pytest takes around each test
 
 
 class Reach:
@@ -33,17 +33,21 @@ class Reach:
         self.lines: dict[str, dict[str, list[str]]] = found["lines"]
         self.breadth = Counter(test for lines in self.lines.values() for tests in lines.values() for test in tests)
 
+    def cost(self, test: str) -> float:
+        """Seconds that a test takes, with all that pytest does around it."""
+        return self.seconds[test] + OVERHEAD
+
     def tests(self, module: str, source: str, row: int) -> list[str]:
-        """The tests that reach a line, those first that reach little else; all tests where none does."""
+        """The tests that reach a line, those first that are quick and reach little else; all tests where none does."""
         at = self.lines.get(module, {})
         here = set(at.get(str(row), ()))
         near = set().union(*(at.get(str(r), ()) for r in _rows(source, row))) | here
         named = _names(source, row)
         tests = near - {""} or self.seconds.keys()
 
-        def rank(test: str) -> tuple[bool, bool, bool, int]:
+        def rank(test: str) -> tuple[bool, bool, float]:
             unnamed = named.isdisjoint(re.findall(r"\w+", test))
-            return test not in here, unnamed, self.seconds[test] > SLOW, self.breadth[test]
+            return test not in here, unnamed, self.breadth[test] * self.cost(test)
 
         return sorted(tests & self.seconds.keys(), key=rank)
 
