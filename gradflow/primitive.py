@@ -442,7 +442,7 @@ def _again(prim: Primitive, operands: tuple[Any, ...], settings: dict[str, Any])
     return prim.function(*coerced, **settings)
 
 
-_SHAPE_WORDS = ("shape", "broadcast", "dimension", "zero-size", "size ", "aligned", "axis")
+_SHAPE_WORDS = ("shape", "broadcast", "dimension", "zero-size", "size ", "aligned", "axis", "sequence")
 
 
 def _failed(prim: Primitive, error: Exception, operands: tuple[Any, ...], settings: dict[str, Any]) -> Any:

@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import gradflow as gf
 from gradflow.errors import GradflowError, ShapeError
+from gradflow.primitive import REGISTRY
+from gradflow.tape import reachable
 from gradflow.testing import without_kernels
+from gradflow.testing.operands import calls
 
 Shape = tuple[int, ...]
 
@@ -316,3 +321,142 @@ def test_keys_select_what_they_select_in_numpy(first: Any) -> None:
             found = x[key]
             assert found.shape == expected.shape, key
             np.testing.assert_array_equal(found.numpy(), expected, err_msg=str(key))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (1, 1, 1), (3,), (1, 3), (1, 1, 3), (2, 3), (1, 2, 3)])
+def test_a_value_with_leading_ones_is_written_as_one_without(shape: Shape, recorded: bool) -> None:
+    """NumPy refuses them for a single element and takes them for a slice; here they never matter."""
+    keys = [(0, 0), 0, slice(None), Ellipsis, [1, 0], ([0, 1], 2), (slice(None), np.array([True, True, True]))]
+    value = counting(shape)
+    lead = next((i for i, n in enumerate(shape) if n != 1), len(shape))
+    for key in keys:
+        expected = np.zeros((2, 3))
+        x = gf.zeros((2, 3), dtype=gf.float64)
+        given = gf.tensor(value, requires_grad=recorded)
+        try:
+            expected[key] = value.reshape(shape[lead:])
+        except ValueError:
+            with pytest.raises(ShapeError):
+                x[key] = given
+            continue
+        x[key] = given
+        assert x.tolist() == expected.tolist(), key
+        if recorded:
+            x.sum().backward()
+            assert given.grad.shape == shape
+            assert given.grad.numpy().sum() == np.zeros((2, 3))[key].size
+
+
+def test_a_write_through_a_key_of_the_whole_shape_goes_where_the_key_says() -> None:
+    for key in (slice(None, None, -1), [1, 0], (slice(None), [2, 0, 1]), Ellipsis, slice(None)):
+        expected, x = np.zeros((2, 3)), gf.zeros((2, 3), dtype=gf.float64)
+        expected[key] = counting((2, 3))
+        x[key] = gf.tensor(counting((2, 3)))
+        assert x.tolist() == expected.tolist()
+
+
+def test_a_view_is_written_unless_it_stands_there_already() -> None:
+    """`y[0] += v` ends with `y[0] = <that view>`, which writes nothing more; any other view is written."""
+    torch = pytest.importorskip("torch")
+    start, other = counting((2, 3)), counting((2, 3)) * 10
+
+    def shuffle(lib: Any, x: Any, z: Any) -> Any:
+        y = x * 1.0
+        y[0] = y[1] if lib is gf else y[1].clone()
+        y[1] = (z * 1.0)[1]
+        before = y[0] if lib is gf else y[0].clone()
+        y[0] = z[0] * 2.0
+        y[0] = before
+        y[1] += z[0]
+        return y * y
+
+    theirs = [torch.tensor(a, requires_grad=True) for a in (start, other)]
+    expected = shuffle(torch, *theirs)
+    expected.sum().backward()
+    ours = [gf.tensor(a, requires_grad=True) for a in (start, other)]
+    found = shuffle(gf, *ours)
+    found.sum().backward()
+    np.testing.assert_array_equal(found.numpy(), expected.detach().numpy())
+    for mine, his in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine.grad.numpy(), his.grad.numpy())
+
+    y = ours[0] * 1.0
+    y[0] += ours[1][0]
+    names = [node.primitive.name for node in reachable(y._node)[0]]
+    assert names.count("index_update") == 1, "the sum was written once"
+
+
+def test_take_along_axis_goes_along_the_last_axis_by_default() -> None:
+    x = counting((2, 3, 4))
+    index = np.argsort(np.random.default_rng(0).random((2, 3, 4)), axis=-1)
+    expected = np.take_along_axis(x, index, axis=-1)
+    np.testing.assert_array_equal(gf.take_along_axis(gf.tensor(x), gf.tensor(index)).numpy(), expected)
+
+
+# ---------------------------------------------------------------- random numbers
+@pytest.mark.parametrize(("low", "high"), [(0.0, 2.0), (-1.0, 1.0), (1.0, 1.0), (0.0, 0.0), (2.0, 3.5), (-2.0, -1.0)])
+def test_uniform_numbers_are_stretched_and_moved(low: float, high: float) -> None:
+    plain = gf.random.uniform(1000, dtype=gf.float64, generator=gf.Generator(3)).numpy()
+    found = gf.random.uniform(1000, low=low, high=high, dtype=gf.float64, generator=gf.Generator(3)).numpy()
+    np.testing.assert_allclose(found, plain * (high - low) + low, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1.0, 1.0), (-1.0, 1.0), (0.0, 2.0), (0.0, 0.0), (3.0, 0.5)])
+def test_normal_numbers_are_stretched_and_moved(mean: float, std: float) -> None:
+    plain = gf.random.normal(1000, dtype=gf.float64, generator=gf.Generator(3)).numpy()
+    found = gf.random.normal(1000, mean=mean, std=std, dtype=gf.float64, generator=gf.Generator(3)).numpy()
+    np.testing.assert_allclose(found, plain * std + mean, rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize("draw", [gf.random.uniform, gf.random.normal])
+def test_a_draw_uses_whole_blocks_of_four_words(draw: Any) -> None:
+    for n in range(11):
+        generator = gf.Generator(7)
+        draw(n, generator=generator)
+        assert generator.get_state() == (7, math.ceil(n / 4))
+    halves, whole = gf.Generator(7), gf.Generator(7)
+    parts = [draw(8, generator=halves).tolist() for _ in range(3)]
+    assert sum(parts, []) == draw(24, generator=whole).tolist()  # noqa: RUF017  (three short lists)
+
+
+def test_a_seed_that_is_not_given_is_eight_bytes_of_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.urandom", lambda n: bytes(range(1, 1 + n)))
+    assert gf.Generator().get_state() == (int.from_bytes(bytes(range(1, 9)), "little"), 0)
+
+
+# ---------------------------------------------------------------- primitives that write
+@pytest.mark.parametrize("name", sorted(n for n, p in REGISTRY.items() if p.writes))
+def test_each_operand_that_is_declared_as_written_is_written(name: str) -> None:
+    prim = REGISTRY[name]
+    assert prim.writes <= len(prim.operands)
+    written: set[int] = set()
+
+    @given(data=st.data())
+    @settings(max_examples=30, derandomize=True, database=None)
+    def watch(data: st.DataObject) -> None:
+        case = data.draw(calls(prim))
+        operands = [gf.tensor(a) for a in case.operands]
+        prim.function(*operands, **case.settings)
+        written.update(i for i, (t, a) in enumerate(zip(operands, case.operands, strict=True)) if (t.data != a).any())
+
+    watch()
+    assert written == set(range(prim.writes))
+
+
+# ---------------------------------------------------------------- making tensors
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [([2**24 + 1], gf.float32), ([0, 2], gf.bool), ([1.5, -1.5], gf.int64), ([0.5, 0.0], gf.bool), ([True], gf.int8)],
+    ids=repr,
+)
+def test_a_dtype_that_is_asked_for_casts_as_numpy_does(data: list[Any], dtype: Any) -> None:
+    """Only integers outside an integer dtype's range are refused: they would wrap around in silence."""
+    made = gf.tensor(data, dtype=dtype)
+    assert made.dtype is dtype
+    assert made.tolist() == np.array(data).astype(dtype).tolist()
+
+
+def test_empty_arrays_in_a_list_keep_their_dtype() -> None:
+    assert gf.tensor([np.zeros(0), np.zeros(0)]).dtype is gf.float64
+    assert gf.tensor([[], []]).dtype is gf.float32

@@ -27,6 +27,16 @@ def test_a_tensor_says_where_it_lives() -> None:
     assert np.shares_memory(np.from_dlpack(x), x.data)
 
 
+def test_dlpack_shares_unless_a_copy_is_asked_for() -> None:
+    array = np.arange(3.0)
+    assert np.shares_memory(gf.from_dlpack(array).data, array)
+    if np.lib.NumpyVersion(np.__version__) >= "2.1.0":  # its from_dlpack knows no options before
+        assert np.shares_memory(gf.from_dlpack(array, device="cpu").data, array)
+        assert np.shares_memory(gf.from_dlpack(array, copy=False).data, array)
+        copied = gf.from_dlpack(array, copy=True)
+        assert copied.tolist() == array.tolist() and not np.shares_memory(copied.data, array)
+
+
 def test_asarray_reads_a_device_as_one_of_the_backend() -> None:
     array, plain = np.arange(3), without_kernels("numpy")
     for device in (None, "cpu"):

@@ -71,7 +71,7 @@ def _python_data(data: Any, wanted: np.dtype[Any] | None) -> np.ndarray:
                 "gf.tensor([[1, 2], [3, 4]])",
             )
         ) from error
-    if array.dtype.kind == "f" and wanted is None and (array.size == 0 or not _holds_arrays(data)):
+    if array.dtype.kind == "f" and wanted is None and not _holds_arrays(data):
         array = array.astype(get_default_dtype())
     if array.dtype.name not in DTYPES:
         raise DTypeError(

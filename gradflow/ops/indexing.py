@@ -399,7 +399,7 @@ def take_along_axis(x: Operand, indices: Operand, /, *positional: object, axis: 
         )
     key: list[Any] = []
     for i, n in enumerate(x.shape):
-        along = np.arange(n).reshape([-1 if j == i else 1 for j in range(x.ndim)])
+        along = np.arange(n).reshape([n if j == i else 1 for j in range(x.ndim)])
         key.append(index if i == at else make_tensor(along, backend=x.backend))
     return getitem(x, tuple(key))
 

@@ -51,7 +51,7 @@ def matmul(x: Operand, y: Operand, /) -> Tensor:
 def _misfit(x: tuple[int, ...], y: tuple[int, ...]) -> None:
     if not x or not y:
         raise ShapeError(explain(f"matmul of shapes {x} and {y}.", "a number is no matrix.", "x * y"))
-    fix = "x @ y.mT" if len(y) > 1 and y[-1] == x[-1] else "x @ y with x of shape (…, n, k) and y of shape (…, k, m)"
+    fix = "x @ y.mT" if y[-1] == x[-1] else "x @ y with x of shape (…, n, k) and y of shape (…, k, m)"
     inner = y[-2:][0]
     raise ShapeError(
         explain(f"matmul of shapes {x} and {y}.", f"the inner lengths {x[-1]} and {inner} must be equal.", fix)

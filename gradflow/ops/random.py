@@ -135,8 +135,7 @@ def _draw(
         )
     state = (default_generator() if generator is None else generator)._on(backend)
     out = kind(state, shape=lengths, dtype=wanted)
-    words = out.size + (out.size % 2 if kind is random_normal else 0)
-    advance(state, blocks=-(-words // _WORDS_PER_BLOCK))
+    advance(state, blocks=-(-out.size // _WORDS_PER_BLOCK))  # two words make two normal numbers
     return out, wanted
 
 

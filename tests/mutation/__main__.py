@@ -22,7 +22,6 @@ from tests.mutation.reach import Reach, measure
 from tests.mutation.report import write_report
 
 MODULES = ["gradflow/tape.py", "gradflow/ops/*.py"]
-OVERHEAD = 0.003  # seconds that pytest takes around each test
 
 
 class Hunter:
@@ -39,9 +38,9 @@ class Hunter:
         tests = self.reach.tests(mutant.module, self.sources[mutant.module], mutant.row)
         left = self.budget * (10 if len(tests) == len(self.reach.seconds) else 1)  # of a line that only an import runs
         for test in tests:
-            left -= self.reach.seconds[test] + OVERHEAD
-            if left < 0 and groups:
-                break
+            if self.reach.cost(test) > left and groups:
+                continue
+            left -= self.reach.cost(test)
             groups.setdefault(_group(test), []).append(test)
         order = sorted(groups, key=lambda g: self._cost(mutant.module, g, groups[g]))
         first, second, *rest = [*order, "", ""]
@@ -58,7 +57,7 @@ class Hunter:
 
     def _cost(self, module: str, group: str, tests: list[str]) -> float:
         likely = (self.killed[module, group] + 1) / (self.met[module, group] + 2)
-        return (0.5 + sum(sorted(self.reach.seconds[t] for t in tests)[:20])) / likely
+        return (0.5 + sum(sorted(self.reach.cost(t) for t in tests)[:20])) / likely
 
 
 def _group(test: str) -> str:
@@ -130,7 +129,7 @@ def main() -> None:
             for module in arguments.module or every:
                 run(module, paths[module], sources[module], arguments)
             os.chdir(here)
-    write_report(here, paths, arguments.budget)
+    write_report(here, paths, arguments.budget, arguments.examples)
 
 
 if __name__ == "__main__":

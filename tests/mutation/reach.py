@@ -6,6 +6,7 @@ import ast
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ from tests.mutation.fork import in_child, run_pytest
 
 # Tests that look at other processes, at the network or at the clock: a mutant in this process's memory escapes them.
 LEFT_OUT = {"test_backend_choice.py", "test_benchmarks.py", "test_example.py", "test_packaging.py", "test_plugin.py"}
+
+OVERHEAD = 0.003  # seconds that pytest takes around each test
 
 
 class Reach:
@@ -28,9 +31,14 @@ class Reach:
     def __init__(self, found: dict[str, Any]) -> None:
         self.seconds: dict[str, float] = found["seconds"]
         self.lines: dict[str, dict[str, list[str]]] = found["lines"]
+        self.breadth = Counter(test for lines in self.lines.values() for tests in lines.values() for test in tests)
+
+    def cost(self, test: str) -> float:
+        """Seconds that a test takes, with all that pytest does around it."""
+        return self.seconds[test] + OVERHEAD
 
     def tests(self, module: str, source: str, row: int) -> list[str]:
-        """The tests that can notice a change in a line, the likeliest and quickest first; all where none reaches it."""
+        """The tests that reach a line, those first that are quick and reach little else; all tests where none does."""
         at = self.lines.get(module, {})
         here = set(at.get(str(row), ()))
         near = set().union(*(at.get(str(r), ()) for r in _rows(source, row))) | here
@@ -38,7 +46,8 @@ class Reach:
         tests = near - {""} or self.seconds.keys()
 
         def rank(test: str) -> tuple[bool, bool, float]:
-            return test not in here, named.isdisjoint(re.findall(r"\w+", test)), self.seconds[test]
+            unnamed = named.isdisjoint(re.findall(r"\w+", test))
+            return test not in here, unnamed, self.breadth[test] * self.cost(test)
 
         return sorted(tests & self.seconds.keys(), key=rank)
 

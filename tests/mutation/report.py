@@ -21,9 +21,9 @@ part of CI. Mutants are made by cosmic-ray; those left out:
 
 {skipped}
 
-A mutant meets the tests that reach its line, as one run under coverage found them, the quickest first and up to
-{budget} of them, with 10 examples for each property. Tests that start processes of their own are left out. So a rate
-below is a lower bound.
+A mutant meets the tests that reach its line, as one run under coverage found them, those first that are
+quick and reach little else, up to {budget} of them, with {examples} examples for each property. Tests that start
+processes of their own are left out. So a rate below is a lower bound.
 """
 HERE = Path(__file__).parent
 
@@ -80,7 +80,7 @@ def _rate(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
-def write_report(root: Path, paths: dict[str, Path], budget: float) -> None:
+def write_report(root: Path, paths: dict[str, Path], budget: float, examples: int) -> None:
     """Write docs/mutation.md from the sessions of the modules, and print its table."""
     judged = judgements()
     tallies = {module: read(module, path) for module, path in paths.items()}
@@ -108,7 +108,7 @@ def write_report(root: Path, paths: dict[str, Path], budget: float) -> None:
     table.append(_row("all", *sums, f"**{_rate(sums[1], sums[0])}**"))
     reasons = "\n".join(f"- {skipped[key]} times {why}." for key, why in SKIPPED.items())
     closing = f"Of the mutants that are not equivalent, {_rate(sums[1], sums[0] - sums[4])} are killed."
-    head = HEAD.format(skipped=reasons, budget=f"{budget:g} seconds")
+    head = HEAD.format(skipped=reasons, budget=f"{budget:g} seconds", examples=examples)
     text = "\n".join([head, "## Figures\n", *table, "", closing, "", "## Survivors", *listed, ""])
     (root / "docs" / "mutation.md").write_text(text)
     print("\n".join([*table, closing]))
