@@ -21,9 +21,9 @@ part of CI. Mutants are made by cosmic-ray; those left out:
 
 {skipped}
 
-A mutant meets the tests that reach its line, as one run under coverage found them, those first that are
-quick and reach little else, up to {budget} of them, with {examples} examples for each property. Tests that start processes of their own are
-left out. So a rate below is a lower bound.
+A mutant meets the tests that reach its line, as one run under coverage found them, those first that are quick and
+reach little else, up to {budget} of them (ten times as much where only an import runs the line), with {examples}
+examples for each property. Tests that start processes of their own are left out. So a rate below is a lower bound.
 """
 HERE = Path(__file__).parent
 
