@@ -115,6 +115,7 @@ def test_squares_and_first_powers_are_not_computed_as_powers() -> None:
     whole = gf.tensor([-3])
     for y, expected, dtype in ((2, 9, gf.int64), (1, -3, gf.int64), (2.0, 9.0, gf.float32), (1.0, -3.0, gf.float32)):
         assert (whole**y).tolist() == [expected] and (whole**y).dtype is dtype
+    assert (gf.tensor([True, False]) ** 2.0).tolist() == [1.0, 0.0]
 
 
 # ---------------------------------------------------------------- clip
