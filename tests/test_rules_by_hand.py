@@ -486,3 +486,12 @@ def test_what_a_traced_step_makes_is_made_anew_by_every_replay() -> None:
     for _ in range(2):
         (again,) = recorded.replay(gf.tensor([3.0, 4.0]))
         assert again.tolist() == [3.0, 4.0]
+
+
+@both
+def test_the_partial_derivatives_of_clip_sum_to_one_everywhere(backend: Any) -> None:
+    """clip(x + c, low + c, high + c) = clip(x, low, high) + c, also where bounds meet or change places."""
+    points = np.array(list(itertools.product([0.0, 1.0, 2.0], repeat=3)))
+    operands = [gf.tensor(column, backend=backend, requires_grad=True) for column in points.T]
+    gf.clip(*operands).backward(gf.tensor(np.arange(1.0, 28.0), backend=backend))
+    np.testing.assert_array_equal(sum(t.grad.numpy() for t in operands), np.arange(1.0, 28.0))
