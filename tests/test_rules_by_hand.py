@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradflow as gf
+from gradflow.compiler.trace import trace
 from gradflow.errors import GradflowError, ShapeError
 from gradflow.primitive import REGISTRY
 from gradflow.tape import reachable
@@ -115,6 +116,7 @@ def test_squares_and_first_powers_are_not_computed_as_powers() -> None:
     whole = gf.tensor([-3])
     for y, expected, dtype in ((2, 9, gf.int64), (1, -3, gf.int64), (2.0, 9.0, gf.float32), (1.0, -3.0, gf.float32)):
         assert (whole**y).tolist() == [expected] and (whole**y).dtype is dtype
+    assert (gf.tensor([True, False]) ** 2.0).tolist() == [1.0, 0.0]
 
 
 # ---------------------------------------------------------------- clip
@@ -460,3 +462,43 @@ def test_a_dtype_that_is_asked_for_casts_as_numpy_does(data: list[Any], dtype: A
 def test_empty_arrays_in_a_list_keep_their_dtype() -> None:
     assert gf.tensor([np.zeros(0), np.zeros(0)]).dtype is gf.float64
     assert gf.tensor([[], []]).dtype is gf.float32
+
+
+@pytest.mark.parametrize("code", ["f4", "f8", "i2", "i4", "i8", "u2", "u4", "u8"])
+def test_the_byte_order_of_data_does_not_matter(code: str) -> None:
+    values = [1, 2, 300, 5]
+    for order in "<>=":
+        array = np.array(values, order + code)
+        made = gf.tensor(array)
+        assert made.tolist() == values and made.dtype is gf.tensor(array.astype("=" + code)).dtype
+        assert gf.asarray(array).tolist() == values
+
+
+def test_asarray_of_a_tensor_is_the_tensor_where_the_dtype_is_the_one() -> None:
+    for dtype, other in ((gf.float32, gf.float64), (gf.float64, gf.float32), (gf.int8, gf.int64), (gf.int64, gf.int8)):
+        x = gf.ones(2, dtype=dtype)
+        assert gf.asarray(x) is gf.asarray(x, dtype=dtype) is x
+        assert gf.asarray(x, dtype=other).dtype is other
+        assert gf.asarray(x, copy=True) is not x
+
+
+def test_what_a_traced_step_makes_is_made_anew_by_every_replay() -> None:
+    def step(x: gf.Tensor) -> gf.Tensor:
+        total = gf.zeros(2)
+        total += x
+        return total * 1.0
+
+    first, recorded = trace(step, gf.tensor([1.0, 2.0]))
+    assert first.tolist() == [1.0, 2.0]
+    for _ in range(2):
+        (again,) = recorded.replay(gf.tensor([3.0, 4.0]))
+        assert again.tolist() == [3.0, 4.0]
+
+
+@both
+def test_the_partial_derivatives_of_clip_sum_to_one_everywhere(backend: Any) -> None:
+    """clip(x + c, low + c, high + c) = clip(x, low, high) + c, also where bounds meet or change places."""
+    points = np.array(list(itertools.product([0.0, 1.0, 2.0], repeat=3)))
+    operands = [gf.tensor(column, backend=backend, requires_grad=True) for column in points.T]
+    gf.clip(*operands).backward(gf.tensor(np.arange(1.0, 28.0), backend=backend))
+    np.testing.assert_array_equal(sum(t.grad.numpy() for t in operands), np.arange(1.0, 28.0))

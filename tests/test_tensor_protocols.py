@@ -10,6 +10,7 @@ import pytest
 
 import gradflow as gf
 from gradflow.__main__ import main
+from gradflow.backend import resolve
 from gradflow.compiler.trace import trace
 from gradflow.errors import ArgumentError, DTypeError, GraphError, TracedValueError, UnknownBackendError
 from gradflow.primitive import REGISTRY, defimpl, defvjp, namespace, primitive
@@ -46,6 +47,26 @@ def test_asarray_reads_a_device_as_one_of_the_backend() -> None:
     for wrong, error in (("nonsense", ArgumentError), (plain, DTypeError)):
         with pytest.raises(error):
             gf.asarray(array, device=wrong)
+
+
+def test_a_tensor_crosses_the_host_only_where_it_changes_the_backend() -> None:
+    class Device(type(without_kernels("numpy"))):
+        """A backend that counts what leaves its device."""
+
+        left = 0
+
+        def to_numpy(self, array: np.ndarray) -> np.ndarray:
+            self.left += 1
+            return super().to_numpy(array)
+
+    device = Device(resolve("numpy"))
+    x = gf.tensor([1.0, 2.0], backend=device)
+    assert gf.tensor(x).backend is device and gf.asarray(x, copy=True).backend is device
+    assert gf.tensor(x, dtype=gf.float64, backend=device).backend is device
+    assert device.left == 0
+    assert gf.tensor(x, backend="numpy").tolist() == [1.0, 2.0] and device.left == 1
+    assert gf.asarray(x, backend="numpy").backend.name == "numpy" and device.left == 2
+    assert x.to("numpy").backend.name == "numpy" and device.left == 3
 
 
 def test_a_condition_may_be_a_number() -> None:

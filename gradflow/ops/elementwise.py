@@ -311,8 +311,8 @@ def clip(x: Operand, /, min: Operand | None = None, max: Operand | None = None) 
     if min is None and max is None:
         return positive(x)
     own = x.dtype
-    if own.kind != "f" and (min is None or max is None):
-        x = coerce(of(_clip), (x, min if max is None else max))[0]  # the limits of what the result can hold
+    if max is None and own.kind != "f":
+        x = coerce(of(_clip), (x, min))[0]  # min may need a wider dtype, with a higher limit
     low, high = _bounds(x.dtype)
     out = _clip(x, low if min is None else min, high if max is None else max)
     same_kind = out.dtype.kind == own.kind or {out.dtype.kind, own.kind} == {"i", "u"}

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.mutation import fork
@@ -22,6 +23,7 @@ from tests.mutation.reach import Reach, measure
 from tests.mutation.report import write_report
 
 MODULES = ["gradflow/tape.py", "gradflow/ops/*.py"]
+FEW = 10  # tests that are tried before anything else
 
 
 class Hunter:
@@ -34,26 +36,40 @@ class Hunter:
 
     def hunt(self, mutant: Mutant) -> str:
         """The test that kills a mutant, or "" if it survives those that reach it."""
-        groups: dict[str, list[str]] = {}
-        tests = self.reach.tests(mutant.module, self.sources[mutant.module], mutant.row)
-        left = self.budget * (10 if len(tests) == len(self.reach.seconds) else 1)  # of a line that only an import runs
-        for test in tests:
-            if self.reach.cost(test) > left and groups:
-                continue
-            left -= self.reach.cost(test)
-            groups.setdefault(_group(test), []).append(test)
-        order = sorted(groups, key=lambda g: self._cost(mutant.module, g, groups[g]))
-        first, second, *rest = [*order, "", ""]
-        for tests in (groups.get(first), groups.get(second), [t for g in rest if g for t in groups[g]]):
-            if not tests:
-                continue
-            killer = fork.meet(mutant.module, mutant.source, tests)
+        module = mutant.module
+        for tests in self._sessions(module, self._affordable(mutant)):
+            killer = fork.meet(module, mutant.source, tests)
             for group in {_group(t) for t in tests}:
-                self.met[mutant.module, group] += 1
+                self.met[module, group] += 1
             if killer:
-                self.killed[mutant.module, _group(killer)] += 1
+                self.killed[module, _group(killer)] += 1
                 return killer
         return ""
+
+    def _affordable(self, mutant: Mutant) -> list[str]:
+        """The tests that a mutant meets, the likeliest to kill it first."""
+        tests = self.reach.tests(mutant.module, self.sources[mutant.module], mutant.row)
+        left = self.budget * (10 if len(tests) == len(self.reach.seconds) else 1)  # of a line that only an import runs
+        chosen = []
+        for test in tests:
+            if self.reach.cost(test) <= left:
+                left -= self.reach.cost(test)
+                chosen.append(test)
+        return chosen
+
+    def _sessions(self, module: str, tests: list[str]) -> Iterator[list[str]]:
+        """The first few tests, the group that kills most for its cost, and the rest, as collecting takes time."""
+        if len(tests) > FEW:
+            yield tests[:FEW]
+            tests = tests[FEW:]
+            groups: dict[str, list[str]] = {}
+            for test in tests:
+                groups.setdefault(_group(test), []).append(test)
+            best = min(groups, key=lambda g: self._cost(module, g, groups[g]))
+            yield groups[best]
+            tests = [test for test in tests if _group(test) != best]
+        if tests:
+            yield tests
 
     def _cost(self, module: str, group: str, tests: list[str]) -> float:
         likely = (self.killed[module, group] + 1) / (self.met[module, group] + 2)

@@ -21,9 +21,9 @@ part of CI. Mutants are made by cosmic-ray; those left out:
 
 {skipped}
 
-A mutant meets the tests that reach its line, as one run under coverage found them, those first that are
-quick and reach little else, up to {budget} of them, with {examples} examples for each property. Tests that start
-processes of their own are left out. So a rate below is a lower bound.
+A mutant meets the tests that reach its line, as one run under coverage found them, those first that are quick and
+reach little else, up to {budget} of them (ten times as much where only an import runs the line), with {examples}
+examples for each property. Tests that start processes of their own are left out. So a rate below is a lower bound.
 """
 HERE = Path(__file__).parent
 
@@ -63,12 +63,13 @@ def read(module: str, path: Path) -> Tally:
 
 
 def judgements() -> dict[tuple[str, str], tuple[str, str]]:
-    """Module and difference of a survivor -> "equivalent" or "gap", and why."""
+    """Module and difference of a survivor, without spaces -> "equivalent" or "gap", and why."""
     found = {}
     for verdict, entries in tomllib.loads((HERE / "judged.toml").read_text()).items():
         for entry in entries:
-            for after in entry["after"]:
-                found[entry["module"], f"- {entry['before']}\n+ {after}"] = verdict, entry["why"]
+            for before, *afters in entry["lines"]:
+                for after in afters:
+                    found[entry["module"], squeezed(f"-{before}+{after}")] = verdict, entry["why"]
     return found
 
 
@@ -93,7 +94,7 @@ def write_report(root: Path, paths: dict[str, Path], budget: float, examples: in
     sums = [0] * 5
     for module, tally in tallies.items():
         survivors = [r for r in tally.results if not r.killer]
-        verdicts = [judged.get((module, plain(r.diff)), ("gap", "not judged yet")) for r in survivors]
+        verdicts = [judged.get((module, squeezed(r.diff)), ("gap", "not judged yet.")) for r in survivors]
         figures = [
             len(tally.results),
             len(tally.results) - len(survivors),
@@ -130,3 +131,8 @@ def _listed(module: str, survivors: list[Result], verdicts: list[tuple[str, str]
 def plain(diff: str) -> str:
     """A difference with one space wherever there are several: cosmic-ray leaves some behind."""
     return "\n".join(" ".join(line.split()) for line in diff.splitlines())
+
+
+def squeezed(text: str) -> str:
+    """A text without any space."""
+    return "".join(text.split())
