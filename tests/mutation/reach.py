@@ -71,8 +71,9 @@ def _rows(source: str, row: int) -> range:
 def _names(source: str, row: int) -> set[str]:
     """What the line names, or the function that it decorates: tests are often called after it."""
     lines = source.splitlines()[row - 1 :]
-    below = "" if not lines[0].startswith("@") else next(line for line in lines if line.startswith("def "))
-    return {word.strip("_") for word in re.findall(r"\w+", f"{lines[0]} {below}")}
+    if lines[0].startswith("@"):
+        lines[0] = next(line for line in lines if line.startswith("def ")).partition("(")[0]
+    return {word.strip("_") for word in re.findall(r"[a-z_]\w+", lines[0])}
 
 
 def test_files(root: Path) -> Iterator[list[str]]:
