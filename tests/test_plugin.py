@@ -54,6 +54,32 @@ def test_each_backend_gets_a_run(suite: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines_random(["*on numpy*", "*on rules-only*"])
 
 
+def test_with_hypothesis_and_with_a_backend_of_its_own(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import numpy as np
+        import pytest
+        import gradflow as gf
+        from gradflow.testing import arrays, shapes, without_kernels
+        from hypothesis import given, settings
+
+        @settings(max_examples=3, deadline=None)
+        @given(arrays(shapes()))
+        def test_drawn(gradcheck, gradflow_backend, x):
+            assert gf.get_backend() is gradflow_backend
+            gradcheck(gf.square, x)
+
+        @pytest.mark.parametrize("gradflow_backend", [without_kernels("numpy")], indirect=True)
+        def test_own(gradflow_backend):
+            assert gf.tensor([1.0]).backend is without_kernels("numpy")
+
+        def test_after():
+            assert gf.get_backend().name == "numpy"
+        """
+    )
+    run(pytester, "--gradflow-backends", "numpy,numpy").assert_outcomes(passed=3)
+
+
 def test_a_wrong_derivative_fails_and_says_how_to_see_it_again(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

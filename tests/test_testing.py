@@ -225,6 +225,45 @@ def test_wrong_with_respect_to_the_cotangent() -> None:
         testing.check_linearity(f, X)
 
 
+def test_an_infinite_derivative_is_wrong() -> None:
+    for value in (np.inf, -np.inf, np.nan):
+        f = given_by_hand(gf.square, lambda r, g, v=value: (g * 2 * r[0] + gf.tensor([0.0, 0.0, v]),))
+        with pytest.raises(WrongDerivativeError) as raised:
+            testing.gradcheck(f, X[0])
+        assert raised.value.index == 2
+
+
+@pytest.mark.parametrize("tiny", [1e-300, 1e-16, 1e-10, 1e-9, 0.0])
+def test_wrong_near_zero(tiny: float) -> None:
+    f = given_by_hand(gf.exp, lambda r, g: (g * gf.exp(r[0]) * gf.where(gf.abs(r[0]) < 1e-3, -1.0, 1.0),))
+    with pytest.raises(WrongDerivativeError) as raised:
+        testing.gradcheck(f, np.array([1.0, tiny, 2.0]))
+    assert raised.value.index == 1
+
+
+def test_an_argument_that_does_not_count_has_no_derivative() -> None:
+    """Rounding in a large result blurs the differences, but not by as much as the mistake."""
+    f = given_by_hand(lambda x, y: x * 1e6, lambda residuals, g: (g * 1e6, g))
+    with pytest.raises(WrongDerivativeError, match="argument 1"):
+        testing.gradcheck(f, X[0], Y[0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_false_alarm_from_rounding(seed: int) -> None:
+    x, single = np.random.default_rng(seed).standard_normal(6), gf.float32
+    testing.gradcheck(lambda x: (gf.tanh(x.astype(single)) * gf.tensor(np.ones(6))).sum(), x, seed=seed)
+    testing.gradcheck(lambda x: gf.exp(x.astype(single)).astype(gf.float64), x, seed=seed)
+    testing.gradcheck(lambda x: (gf.exp(x) + 1e8).sum() - 6e8, x, seed=seed)
+    testing.gradcheck(lambda x: gf.exp(-((x * 1e8) ** 2)), np.array([1e-8, 2e-8]), seed=seed)
+
+
+def test_many_directions_and_many_kinks() -> None:
+    assert testing.gradcheck(gf.exp, X, directions=500).comparisons == 500
+    x = np.concatenate([np.zeros(200), np.ones(5)])
+    done = testing.gradcheck(gf.relu, x)
+    assert len(done.rejected) == 200 and done.comparisons
+
+
 # ---------------------------------------------------------------- kinks
 @pytest.mark.parametrize(
     ("f", "x", "rejected"),
@@ -350,6 +389,13 @@ def test_writes_into_inputs_are_found() -> None:
     with pytest.raises(MutatedInputError, match=r"forgetful wrote into argument 0: element 1 was .* and is .*7\.0"):
         testing.gradcheck(forgetful, X)
 
+    def counts(x: Any, seen: Any) -> Any:
+        seen[0] = 7
+        return x * 2
+
+    with pytest.raises(MutatedInputError, match=r"counts wrote into argument 1: element 0"):
+        testing.gradcheck(counts, X, np.arange(3))
+
     def backward(residuals: Any, g: Any) -> Any:
         out = g * 2 * residuals[0]
         with gf.no_grad():
@@ -385,7 +431,7 @@ def test_a_wrong_layer_names_its_parameter() -> None:
         WrongDerivativeError, match=r"of Scale with respect to argument 1\['weight'\] is wrong"
     ) as raised:
         testing.gradcheck(Scale(), X)
-    assert raised.value.reproduce.startswith("testing.gradcheck(Scale, np.array(")
+    assert raised.value.reproduce.startswith("testing.gradcheck(model, np.array(")
 
 
 def test_nested_inputs_and_outputs_integers_and_settings() -> None:
@@ -464,6 +510,17 @@ def test_on_another_backend() -> None:
         (lambda: testing.gradcheck(gf.exp, X, wrt=1), ArgumentError, "wrt=1 for 1 inputs"),
         (lambda: testing.gradcheck(gf.exp, X, mode="both"), ArgumentError, "mode='both'"),
         (lambda: testing.gradcheck(gf.exp, X, directions=0), ArgumentError, "directions=0"),
+        (lambda: testing.gradcheck(gf.exp, X, directions="2"), DTypeError, "directions='2'"),
+        (lambda: testing.gradcheck(gf.exp, X, wrt="0"), DTypeError, "wrt='0'"),
+        (lambda: testing.gradcheck(gf.exp, X, rtol=-1), ArgumentError, "rtol=-1"),
+        (lambda: testing.gradcheck(lambda x: None, X), ArgumentError, "no tensor of floating-point numbers"),
+        (lambda: testing.gradcheck(lambda x: float(x.sum().item()), X), ArgumentError, "no tensor of floating-point"),
+        (lambda: testing.gradgradcheck(gf.argmax, X), ArgumentError, "no tensor of floating-point numbers"),
+        (lambda: testing.check_grads(gf.exp, X), DTypeError, "args of type ndarray"),
+        (lambda: testing.check_grads(gf.exp, [X], order="2"), DTypeError, "order='2'"),
+        (lambda: testing.check_linearity(gf.argmax, X), ArgumentError, "no tensor of floating-point numbers"),
+        (lambda: testing.check_adjoint(gf.exp, np.arange(3)), ArgumentError, "nothing to differentiate"),
+        (lambda: testing.backend_parity(lambda x: None, X), ArgumentError, "returned no tensor"),
         (lambda: testing.check_grads(gf.exp, [X], order=0), ArgumentError, "order=0"),
         (lambda: testing.check_grads(gf.exp, [X], modes=()), ArgumentError, "modes="),
         (lambda: testing.check_grads(gf.exp, [X], tol=1), DTypeError, "check_grads with tol"),
@@ -531,6 +588,14 @@ def test_properties_find_what_breaks_them(call: Callable[[], Any], text: str) ->
     assert "why:" in str(raised.value) and "fix:" in str(raised.value)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_has_no_property(bad: float) -> None:
+    f = given_by_hand(gf.exp, lambda residuals, g: (g * bad,))
+    for check in (testing.check_linearity, testing.check_adjoint):
+        with np.errstate(invalid="ignore"), pytest.raises(PropertyError, match="holds a NaN or an infinity"):
+            check(f, X)
+
+
 def test_forward_and_reverse_that_are_not_adjoint() -> None:
     """The forward derivative differentiates the reverse one by its cotangent, so one that is not linear betrays it."""
     f = given_by_hand(gf.exp, lambda residuals, g: (g * gf.exp(residuals[0]) + g * g,))
@@ -591,6 +656,11 @@ def test_a_wrong_gradient_on_one_backend_is_found() -> None:
     odd.vjps = {("tanh", "x"): lambda xp, g, out: g}
     with pytest.raises(PropertyError, match=r"numpy and odd differ: .* of result 1"):
         testing.backend_parity(gf.tanh, X, backends=["numpy", odd])
+
+
+def test_what_is_broken_everywhere_is_not_parity() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'sine'"):
+        testing.backend_parity(lambda x: x.sine(), X)
 
 
 def test_another_exception_on_one_backend_is_found() -> None:

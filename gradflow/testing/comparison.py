@@ -11,13 +11,13 @@ import numpy as np
 from gradflow.errors import MutatedInputError, NondeterministicError, explain
 from gradflow.ops.creation import make_tensor
 from gradflow.tensor import Tensor, no_grad
-from gradflow.testing.differences import slope
-from gradflow.testing.subject import Array, Subject
+from gradflow.testing.differences import STEPS, slope
+from gradflow.testing.subject import Array, Subject, nothing_returned
 from gradflow.transforms import jvp, vjp
 
 How = Literal["vjp", "jvp"]
-_MOST_COMPARISONS = 400  # of one check: halving finds a kink among n elements in 2 log₂ n of them
-_OTHER_STEPS = 0.618
+_MOST_COMPARISONS = 2000  # of one direction: halving finds a kink among n elements in 2 log₂ n of them
+_OTHER_STEPS = 0.618, 0.382, 1.39  # times the usual ones, to see whether a slope depends on them
 
 
 class Rejection(NamedTuple):
@@ -61,10 +61,12 @@ class Comparison:
         """Raise unless f and its derivative are functions: no randomness, no memory, no writes into their inputs."""
         subject, x = self.subject, self.subject.x
         aside = x + rng.uniform(-1e-3, 1e-3, x.shape)
-        self._values_and_pullback(aside, None)  # what f keeps of another call must not matter at x
+        self._values_and_pullback(aside, None, watched=False)  # what f keeps of another call must not matter at x
         with no_grad():
             self.eps = [float(np.finfo(t.dtype).eps) for t in subject.call(*subject.tensors(x))]
         self.at_x = subject.values(x)
+        if not self.at_x:
+            raise nothing_returned(subject.name)
         weights = [np.asarray(rng.uniform(0.5, 1.0, v.shape)) for v in self.at_x]
         first, second = (self._values_and_pullback(x, weights) for _ in range(2))
         for what, a, b, rtol in (
@@ -81,27 +83,32 @@ class Comparison:
                     )
                 )
 
-    def _values_and_pullback(self, x: Array, weights: list[Array] | None) -> tuple[list[Array], list[Array]]:
+    def _values_and_pullback(
+        self, x: Array, weights: list[Array] | None, watched: bool = True
+    ) -> tuple[list[Array], list[Array]]:
         """The values at a point, recorded, and the cotangents of the inputs; both watched for writes into inputs."""
         subject = self.subject
         variables = subject.tensors(x)
         given = [np.array(v.numpy()) for v in variables]
         outs, pullback = vjp(lambda *xs: tuple(subject.call(*xs)), *variables)
         values = [np.array(t.numpy(), np.float64) for t in outs]
-        self._unwritten(variables, given, "")
+        if watched:
+            self._unwritten(variables, given, "")
         if weights is None:
             weights = [np.ones(v.shape) for v in values]
         seeds = [make_tensor(w.astype(t.dtype), backend=subject.backend) for w, t in zip(weights, outs, strict=True)]
         pulled = [np.array(t.numpy(), np.float64) for t in pullback(tuple(seeds))] if outs else []
-        self._unwritten(variables, given, "the derivative of ")
+        if watched:
+            self._unwritten(variables, given, "the derivative of ")
         return values, pulled
 
     def _unwritten(self, variables: list[Tensor], given: list[Array], who: str) -> None:
         subject = self.subject
-        for label, variable, before in zip(subject.labels, variables, given, strict=True):
+        watched = [*zip(subject.labels, variables, given, strict=True), *subject.constants]
+        for label, variable, before in watched:
             after = variable.numpy()
             if not _same(after, before):
-                at = int(np.flatnonzero(~((after == before) | (np.isnan(after) & np.isnan(before))))[0])
+                at = int(np.flatnonzero(~((after == before) | ((after != after) & (before != before))))[0])
                 raise MutatedInputError(
                     explain(
                         f"{who}{subject.name} wrote into {label}: element {at} was {before.flat[at]!r} and is "
@@ -123,7 +130,8 @@ class Comparison:
         """⟨u, J v⟩, and √Σ (gᵢvᵢ)² where the terms are known."""
         if self.mode == "vjp":
             terms = self._gradient_at_x()[support] * v[support]
-            return float(terms.sum()), float(np.sqrt((terms * terms).sum()))
+            largest = float(abs(terms).max(initial=0.0)) or 1.0  # terms² may overflow
+            return float(terms.sum()), largest * float(np.sqrt(((terms / largest) ** 2).sum()))
         pushed = self._pushed(v)
         return float(sum((w * t).sum() for w, t in zip(self.weights, pushed, strict=True))), 0.0
 
@@ -134,7 +142,6 @@ class Comparison:
 
     def _numeric(self, v: Array) -> tuple[float, float, float]:
         subject = self.subject
-        resolution = 4 * math.sqrt(sum(float(((w * y * eps) ** 2).sum()) for w, y, eps in self._weighted()))
 
         def along(h: float) -> Array:
             moved = subject.values(subject.x + h * v)
@@ -143,8 +150,12 @@ class Comparison:
             differences = zip(self.weights, moved, self.at_x, strict=True)
             return np.array([sum(float((w * (y - y0)).sum()) for w, y, y0 in differences)])
 
-        found = slope(along, np.array([resolution]))
+        found = slope(along, np.array([self._resolution()]))
         return float(found.value[0]), float(found.error[0]), float(found.jump[0])
+
+    def _resolution(self) -> float:
+        """How much rounding may change the weighted sum of the results."""
+        return math.sqrt(sum(float(((w * y * eps) ** 2).sum()) for w, y, eps in self._weighted()))
 
     def _weighted(self) -> Iterator[tuple[Array, Array, float]]:
         return zip(self.weights, self.at_x, self.eps, strict=True)
@@ -154,36 +165,60 @@ class Comparison:
         self.made += 1
         analytic, size = self._analytic(v, support)
         verdict = self._judge(analytic, size, *self._numeric(v))
-        if verdict is not None and len(support) == 1 and 0 < (width := abs(float(self.subject.x[support[0]]))) < 1e-2:
-            # the domain or the scale of f may be narrower than the steps: take steps relative to x
-            verdict = self._judge(analytic, size, *(s / width for s in self._numeric(v * width)))
-        if not isinstance(verdict, Wrong):
+        if verdict is None or len(support) > 1:
             return verdict
-        again = self._numeric(v * _OTHER_STEPS)[0] / _OTHER_STEPS  # chance may let differences of noise agree, once
-        if not abs(again - verdict.numeric) <= self.atol + 1e-3 * abs(verdict.numeric):
-            return f"too rough: other steps give {again:.6g} in place of {verdict.numeric:.6g}"
-        return verdict._replace(element=int(support[0])) if len(support) == 1 else verdict
+        narrow = self._with_steps_relative_to_x(analytic, size, v, float(self.subject.x[support[0]]))
+        if narrow is None or isinstance(narrow, Wrong) and isinstance(verdict, str):
+            verdict = narrow
+        if isinstance(verdict, Wrong):
+            verdict = self._confirmed(verdict, size, v)
+        return verdict._replace(element=int(support[0])) if isinstance(verdict, Wrong) else verdict
+
+    def _with_steps_relative_to_x(self, analytic: float, size: float, v: Array, x: float) -> Wrong | str | None:
+        """The domain or the scale of f may be narrower than the usual steps."""
+        if not 0 < (width := abs(x)) < 1e-2:
+            return "no other steps"
+        return self._judge(analytic, size, *(s / width for s in self._numeric(v * width)))
 
     def _judge(self, analytic: float, size: float, numeric: float, error: float, jump: float) -> Wrong | str | None:
-        tolerance = self.atol + self.rtol * max(abs(analytic), abs(numeric), size) + 4 * error
-        apart = abs(analytic - numeric)
-        rough = error > self.atol + 1e-3 * max(abs(numeric), size if apart <= tolerance else 0.0)
-        if apart <= tolerance and not rough:
-            return None
         if not math.isfinite(numeric):
             return "outside the domain: no step to either side gives finite values"
+        if not math.isfinite(analytic):
+            return Wrong(None, analytic, numeric, 0.0)
+        tolerance = self.atol + self.rtol * max(abs(analytic), abs(numeric), size) + 2 * error
+        apart = abs(analytic - numeric)
+        if apart <= tolerance:
+            rough = error > self.atol + 1e-3 * max(abs(numeric), size)
+            return f"too rough: the differences are uncertain by {error:.2g}" if rough else None
         if abs(jump) > max(0.2 * apart, 10 * error):
             return f"a kink: the slopes left and right differ by {abs(jump):.2g}"
-        if rough:
+        if apart <= 5 * error:
             return f"too rough: the differences are uncertain by {error:.2g}"
         return Wrong(None, analytic, numeric, tolerance)
 
+    def _confirmed(self, verdict: Wrong, size: float, v: Array) -> Wrong | str | None:
+        """The same by other steps too: chance may let a few differences of noise agree with one another."""
+        if not math.isfinite(verdict.analytic):
+            return verdict
+        slopes = [verdict.numeric, *(self._numeric(v * step)[0] / step for step in _OTHER_STEPS)]
+        spread, middle = max(slopes) - min(slopes), float(np.median(slopes))
+        apart = abs(verdict.analytic - middle)
+        if apart <= verdict.tolerance + 2 * spread:
+            agrees = spread <= self.atol + 1e-3 * max(abs(middle), size)
+            return None if agrees else f"too rough: the differences are uncertain by {spread:.2g}"
+        rounding = self._resolution() / STEPS[-1]
+        if not spread <= 0.1 * max(map(abs, slopes)) + 10 * rounding + self.atol:
+            return f"too rough: the differences are uncertain by {spread:.2g}"
+        return verdict
+
     def along(self, v: Array) -> Wrong | None:
-        """Compare along a direction; halve it where it does not pass, to find which element is to blame."""
-        waiting = [np.flatnonzero(self.smooth)]
+        """Compare along a direction; halve it where it does not pass, to find which element is to blame.
+
+        What passes in both halves passes: derivatives are linear, so a direction that is wrong has a half that is.
+        """
+        waiting, most = [np.flatnonzero(self.smooth)], self.made + _MOST_COMPARISONS
         worst: Wrong | None = None
-        known = len(self.rejected)
-        while waiting and self.made < _MOST_COMPARISONS:
+        while waiting and self.made < most:
             support = waiting.pop()
             if not support.size:
                 continue
@@ -201,7 +236,7 @@ class Comparison:
                 self._reject(int(support[0]), found)
         for support in waiting:
             self._reject(None, f"{support.size} elements among too many kinks to be told apart")
-        return worst if len(self.rejected) == known else None  # kinks whose jumps cancel look like a wrong derivative
+        return worst if waiting and self.smooth.all() else None
 
     def _reject(self, i: int | None, reason: str) -> None:
         argument, at = ("several arguments", None) if i is None else self.subject.place(i)[:2]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from gradflow.arguments import integer, number
 from gradflow.backend import Backend
 from gradflow.errors import (
     ArgumentError,
@@ -133,12 +134,21 @@ def check_grads(
     >>> testing.check_grads(lambda x: gf.sigmoid(x).sum(), [np.ones(3)], order=3).comparisons
     12
     """
+    order, lowest = integer("check_grads", "order", order), integer("check_grads", "lowest", lowest)
     if order < 1 or not 1 <= lowest <= order or not modes or not set(modes) <= {"vjp", "jvp"}:
         raise ArgumentError(
             explain(
                 f"check_grads with order={order!r}, lowest={lowest!r}, modes={modes!r}.",
                 'orders count from 1; the modes are "vjp" and "jvp".',
                 'check_grads(f, args, order=2, modes=("vjp", "jvp"))',
+            )
+        )
+    if not isinstance(args, list | tuple):
+        raise DTypeError(
+            explain(
+                f"check_grads with args of type {type(args).__name__}.",
+                "they are a list or tuple, with an item for each argument of f.",
+                "check_grads(f, [x])",
             )
         )
     if unknown := options.keys() - set(_Options._fields):
@@ -167,10 +177,12 @@ class _Options(NamedTuple):
 def _check(f: Function, inputs: tuple[Any, ...], order: int, mode: How, options: _Options) -> Checked:
     if mode not in ("vjp", "jvp"):
         raise ArgumentError(explain(f"mode={mode!r}.", 'a mode is "vjp" or "jvp".', 'mode="vjp"'))
-    if options.directions < 1:
-        raise ArgumentError(
-            explain(f"directions={options.directions!r}.", "nothing would be compared.", "directions=2")
-        )
+    integer("gradcheck", "directions", options.directions, least=1, why="nothing would be compared.")
+    integer("gradcheck", "seed", options.seed, least=0)
+    for name in ("rtol", "atol"):
+        if not number("gradcheck", name, getattr(options, name)) >= 0:
+            wrong = f"gradcheck() got {name}={getattr(options, name)!r}."
+            raise ArgumentError(explain(wrong, "a tolerance is not negative.", f"{name}=1e-6"))
     with np.errstate(all="ignore"):  # steps go beyond the domain on purpose
         return _compared(Subject(f, inputs, options.wrt, options.backend), order, mode, options)
 
@@ -240,7 +252,7 @@ def _report(original: Subject, subject: Subject, wrong: Wrong, order: int, mode:
 
 def _reproduce(subject: Subject, order: int, mode: How, options: _Options) -> str:
     """A line that runs the failing check again; of large arrays it has only the name."""
-    given = list(subject.given)
+    given, name = list(subject.given), "model" if subject.is_module else subject.name
     small = all(_size(leaf) <= _PRINTED for leaf in flatten(given)[0])
     args = ", ".join(_literal(a) for a in given) if small else "*inputs"
     usual = _Options()._asdict()
@@ -250,8 +262,8 @@ def _reproduce(subject: Subject, order: int, mode: How, options: _Options) -> st
     settings = "".join(f", {key}={value!r}" for key, value in told.items())
     if order == 1:
         settings += f", mode={mode!r}" if mode != "vjp" else ""
-        return f"testing.gradcheck({subject.name}, {args}{settings})"
-    return f"testing.check_grads({subject.name}, [{args}], order={order}, modes=({mode!r},), lowest={order}{settings})"
+        return f"testing.gradcheck({', '.join(filter(None, (name, args)))}{settings})"
+    return f"testing.check_grads({name}, [{args}], order={order}, modes=({mode!r},), lowest={order}{settings})"
 
 
 def _size(leaf: Any) -> int:

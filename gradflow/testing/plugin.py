@@ -5,7 +5,7 @@ It is found through the entry point group `pytest11`, so installing gradflow is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -47,24 +47,34 @@ def chosen_backends(config: pytest.Config) -> list[Backend]:
     names = [] if text is None else [name for name in text.split(",") if name.strip()]
     if text is not None and not names:
         raise ValueError("it names no backend; one is numpy")
-    return [resolve(name.strip()) for name in names]
+    return list(dict.fromkeys(resolve(name.strip()) for name in names))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what depends on `gradflow_backend` once for each backend."""
-    if "gradflow_backend" in metafunc.fixturenames:
+    """Run what depends on `gradflow_backend` once for each backend, unless the test chooses for itself."""
+    own = any("gradflow_backend" in str(mark.args[:1]) for mark in metafunc.definition.iter_markers("parametrize"))
+    if "gradflow_backend" in metafunc.fixturenames and not own:
         chosen = chosen_backends(metafunc.config) or [get_backend()]
-        metafunc.parametrize("gradflow_backend", chosen, ids=lambda b: b.name, indirect=True)
+        metafunc.parametrize("gradflow_backend", chosen, ids=lambda b: b.name, indirect=True, scope="session")
 
 
-@pytest.fixture
-def gradflow_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Make the backend of a test the current one: by a hook, as Hypothesis allows fixtures of the session alone."""
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if isinstance(chosen := params.get("gradflow_backend"), str | Backend):
+        with use_backend(chosen):
+            return (yield)
+    return (yield)
+
+
+@pytest.fixture(scope="session")
+def gradflow_backend(request: pytest.FixtureRequest) -> Backend:
     """The backend of the tensors that a test makes: one run of the test for each that --gradflow-backends names."""
-    with use_backend(request.param) as backend:
-        yield backend
+    return resolve(request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gradcheck(gradflow_backend: Backend) -> Callable[..., Checked]:
     """`gradflow.testing.check_grads` as `gradcheck(f, *inputs, order=1, **options)`, on each chosen backend."""
     from gradflow.testing.derivatives import check_grads

@@ -9,12 +9,12 @@ import numpy as np
 
 from gradflow.backend import Backend, backends, resolve, use_backend
 from gradflow.compiler.trace import trace
-from gradflow.errors import ArgumentError, PropertyError, explain
+from gradflow.errors import ArgumentError, GradflowError, PropertyError, explain
 from gradflow.ops.creation import make_tensor
 from gradflow.ops.shaping import broadcast_to, stack
 from gradflow.tensor import Tensor
 from gradflow.testing.backends import without_kernels
-from gradflow.testing.subject import Array, Function, name_of, to_host
+from gradflow.testing.subject import Array, Function, name_of, nothing_returned, to_host
 from gradflow.transforms import flatten, hvp, jvp, vjp
 
 
@@ -23,6 +23,19 @@ def _tensors(inputs: Iterable[Any], dtype: Any = np.float64) -> list[Tensor]:
     """Inputs as new tensors; floating-point ones in float64, where equalities hold to rounding."""
     hosts = [np.asarray(to_host(x)) for x in inputs]
     return [make_tensor(h.astype(dtype) if h.dtype.kind == "f" and dtype is not None else h) for h in hosts]
+
+
+def _finite(f: Function, tree: Any) -> None:
+    """Raise for a derivative that holds a NaN or an infinity: it would equal itself and prove nothing."""
+    for value in flatten(tree)[0]:
+        if not np.isfinite(value.numpy() if isinstance(value, Tensor) else value).all():
+            raise PropertyError(
+                explain(
+                    f"{name_of(f)}: a derivative holds a NaN or an infinity.",
+                    "what is not finite satisfies no equation.",
+                    "choose inputs away from poles; gf.detect_anomaly() says where it comes from",
+                )
+            )
 
 
 def _over_floats(f: Function, tensors: Sequence[Tensor]) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]:
@@ -34,8 +47,19 @@ def _over_floats(f: Function, tensors: Sequence[Tensor]) -> tuple[Callable[..., 
         for i, variable in zip(places, variables, strict=True):
             given[i] = variable
         outs, _ = flatten(f(*given))
-        return tuple(t for t in outs if isinstance(t, Tensor) and t.dtype.kind == "f")
+        found = tuple(t for t in outs if isinstance(t, Tensor) and t.dtype.kind == "f")
+        if not found:
+            raise nothing_returned(name_of(f))
+        return found
 
+    if not places:
+        raise ArgumentError(
+            explain(
+                f"a property of {name_of(f)} with nothing to differentiate.",
+                "derivatives are taken with respect to floating-point tensors and arrays.",
+                "np.ones(3) in place of np.ones(3, int)",
+            )
+        )
     return function, [tensors[i] for i in places]
 
 
@@ -91,6 +115,7 @@ def check_linearity(f: Function, *inputs: Any, seed: int = 0, rtol: float = 1e-9
     a, b = 0.75, -1.5
     together = pullback(tuple(p * a + q * b for p, q in zip(u, w, strict=True)))
     apart = [p * a + q * b for p, q in zip(pullback(u), pullback(w), strict=True)]
+    _finite(f, apart)
     _equal(f, "the reverse derivative is not linear in the cotangent", list(together), apart, rtol, atol)
 
 
@@ -108,6 +133,7 @@ def check_adjoint(f: Function, *inputs: Any, seed: int = 0, rtol: float = 1e-9, 
     rng = np.random.default_rng(seed)
     u, v = _random(rng, outs), _random(rng, variables)
     _, pushed = jvp(function, tuple(variables), v)
+    _finite(f, [*pushed, *pullback(u)])
     left, right = _inner(u, pushed), _inner(pullback(u), v)
     _equal(f, "forward and reverse derivatives are not adjoint: ⟨u, J v⟩ and ⟨Jᵀu, v⟩", left, right, rtol, atol)
 
@@ -157,7 +183,9 @@ def check_hessian_symmetry(f: Function, x: Any, *, seed: int = 0, rtol: float = 
             total = total + (out * w).sum()
         return total
 
-    left, right = _inner([u], [hvp(scalar, variable, v)]), _inner([v], [hvp(scalar, variable, u)])
+    hv, hu = hvp(scalar, variable, v), hvp(scalar, variable, u)
+    _finite(f, [hv, hu])
+    left, right = _inner([u], [hv]), _inner([v], [hu])
     _equal(f, "the Hessian is not symmetric: ⟨u, H v⟩ and ⟨v, H u⟩", left, right, rtol, atol)
 
 
@@ -183,6 +211,7 @@ def check_broadcasting(f: Function, *inputs: Any, seed: int = 0, rtol: float = 1
     _equal(f, "values with implicit and explicit broadcasting differ", list(outs), list(stretched), rtol, atol)
     u = _random(np.random.default_rng(seed), outs)
     what = "gradients with implicit and explicit broadcasting differ"
+    _finite(f, list(pull(u)))
     _equal(f, what, list(pull(u)), list(pull_stretched(u)), rtol, atol)
 
 
@@ -290,11 +319,13 @@ def backend_parity(
     chosen = _comparable(backends)
     hosts = [np.asarray(to_host(x)) for x in inputs]
     first, *others = [(backend, _outcome(f, hosts, backend, seed)) for backend in chosen]
+    if not first[1] or isinstance(first[1], Exception) and not isinstance(first[1], GradflowError):
+        _refuse_vacuous(f, [outcome for _, outcome in (first, *others)])
     for backend, outcome in others:
         what = f"{first[0].name} and {backend.name} differ"
         mine, theirs = first[1], outcome
-        if isinstance(mine, type) or isinstance(theirs, type):
-            if mine is not theirs:
+        if isinstance(mine, Exception) or isinstance(theirs, Exception):
+            if type(mine) is not type(theirs):
                 raise PropertyError(
                     explain(
                         f"{name_of(f)}: {what}: {_told(mine)} and {_told(theirs)}.",
@@ -313,7 +344,17 @@ def backend_parity(
 
 
 def _told(outcome: Any) -> str:
-    return f"raises {outcome.__name__}" if isinstance(outcome, type) else "returns"
+    return f"raises {type(outcome).__name__}" if isinstance(outcome, Exception) else "returns"
+
+
+def _refuse_vacuous(f: Function, outcomes: list[Any]) -> None:
+    """Raise where all backends agree in that f is broken, or that it returns nothing to compare."""
+    if all(isinstance(o, Exception) and type(o) is type(outcomes[0]) for o in outcomes):
+        raise outcomes[0]
+    if not any(outcomes):
+        raise ArgumentError(
+            explain(f"{name_of(f)} returned no tensor.", "there is nothing to compare.", "return the tensor itself")
+        )
 
 
 def _comparable(given: Iterable[str | Backend] | None) -> list[Backend]:
@@ -338,14 +379,14 @@ def _outcome(f: Function, hosts: list[Array], backend: Backend, seed: int) -> An
         try:
             tensors = [make_tensor(h, backend=backend) for h in hosts]
             everything = [t for t in flatten(f(*tensors))[0] if isinstance(t, Tensor)]
-            function, variables = _over_floats(f, tensors)
             pulled: Sequence[Tensor] = ()
-            if variables:
+            if any(t.dtype.kind == "f" for t in tensors) and any(t.dtype.kind == "f" for t in everything):
+                function, variables = _over_floats(f, tensors)
                 outs, pullback = vjp(function, *variables)
-                pulled = pullback(_random(np.random.default_rng(seed), outs)) if outs else ()
+                pulled = pullback(_random(np.random.default_rng(seed), outs))
             return [np.array(t.numpy()) for t in (*everything, *pulled)]
         except Exception as error:
-            return type(error)
+            return error
 
 
 __all__ = [

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gradflow.arguments import integers, shown
 from gradflow.backend import Backend, resolve
 from gradflow.errors import ArgumentError, explain
 from gradflow.nn.module import Module
@@ -25,7 +26,7 @@ class Subject:
     def __init__(
         self, f: Function, inputs: Sequence[Any], wrt: int | Sequence[int] | None, backend: str | Backend | None
     ) -> None:
-        self.name, self.given = name_of(f), inputs
+        self.name, self.given, self.is_module = name_of(f), inputs, isinstance(f, Module)
         self.backend = resolve(backend)
         if isinstance(f, Module):
             module = f
@@ -37,7 +38,9 @@ class Subject:
         labels = list(_labels(inputs))
         self.leaves = [to_host(leaf) for leaf in leaves]
         self.places = [i for i, leaf in enumerate(self.leaves) if _floating(leaf) and labels[i][0] in chosen]
-        self.labels = [labels[i][1] for i in self.places]
+        self.every_label = [label for _, label in labels]
+        self.labels = [self.every_label[i] for i in self.places]
+        self.constants: list[tuple[str, Tensor, Array]] = []  # the other arrays of the last call, and what they held
         if not self.places:
             raise ArgumentError(
                 explain(
@@ -71,7 +74,11 @@ class Subject:
         given = list(self.leaves)
         for place, variable in zip(self.places, variables, strict=True):
             given[place] = variable
-        given = [make_tensor(v, backend=self.backend) if isinstance(v, np.ndarray) else v for v in given]
+        self.constants = []
+        for i, host in enumerate(given):
+            if isinstance(host, np.ndarray):
+                given[i] = make_tensor(host, backend=self.backend)
+                self.constants.append((self.every_label[i], given[i], host))
         outs, _ = flatten(self.f(*self.rebuild(given)))
         return [t for t in outs if isinstance(t, Tensor) and t.dtype.kind == "f"]
 
@@ -79,6 +86,17 @@ class Subject:
         """The results at a point, on the host."""
         with no_grad():
             return [np.array(t.numpy(), np.float64) for t in self.call(*self.tensors(x))]
+
+
+def nothing_returned(name: str) -> ArgumentError:
+    """The error for a function none of whose results can be differentiated."""
+    return ArgumentError(
+        explain(
+            f"{name} returned no tensor of floating-point numbers.",
+            "derivatives are those of such results; a Python number or a NumPy array has left the graph.",
+            "return the tensor itself, not t.item() or t.numpy()",
+        )
+    )
 
 
 def name_of(f: Function) -> str:
@@ -94,7 +112,7 @@ def _with_parameters(module: Module) -> Function:
 
 
 def _positions(wrt: int | Sequence[int], given: int) -> tuple[int, ...]:
-    found = tuple(wrt) if isinstance(wrt, Sequence) else (wrt,)
+    found = integers(f"wrt={shown(wrt)}.", wrt, why="it is the position of an input, or several.", fix="wrt=(0, 1)")
     for i in found:
         if not -given <= i < given:
             raise ArgumentError(
@@ -135,6 +153,8 @@ def derivative_of(subject: Subject, order: int) -> tuple[Function, list[Array]]:
     for _ in range(order - 1):
         with no_grad():
             outs = function(*(make_tensor(a, backend=subject.backend) for a in arguments))
+        if not outs:
+            raise nothing_returned(subject.name)
         cotangents = [rng.uniform(-1.0, 1.0, t.shape) for t in outs]
         function, arguments = _pulled(function, len(arguments)), [*arguments, *cotangents]
     return function, arguments
