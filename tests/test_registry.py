@@ -90,7 +90,7 @@ def test_is_complete(name: str) -> None:
     prim = REGISTRY[name]
     assert [any(prim.rules), prim.nondifferentiable, bool(prim.writes)].count(True) == 1
     assert prim.impl is not None or all(name in resolve(b).kernels for b in BACKENDS)
-    assert has_calls(prim), f"no operands for {name}: enter them in gradflow/testing/calls.py"
+    assert has_calls(prim), f"no operands for {name}: enter them in gradflow/testing/operands.py"
     assert prim.doc or not hasattr(gf, name) or getattr(gf, name).__doc__
     for rule in prim.rules:
         assert rule is None or rule.__name__ != "<lambda>", "a traceback says which rule it was"
@@ -113,7 +113,7 @@ def check_derivatives(prim: Primitive, case: Call, backend: str | Backend = "num
             function, case.operands, order=2, modes=("vjp",), wrt=wrt, directions=1, seed=seed, backend=backend
         )
     except UnsatisfiedAssumption as error:
-        raise AssertionError(f"{prim.name} is not smooth where testing.calls drew a call") from error
+        raise AssertionError(f"{prim.name} is not smooth where testing.calls drew one") from error
     assert not done.rejected
 
     cotangent = direction(np.random.default_rng(seed), value(prim, case, backend).shape)
