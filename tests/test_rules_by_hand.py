@@ -60,10 +60,11 @@ def test_the_mean_of_nothing_is_nan(backend: Any) -> None:
         assert np.isnan(f(x, axis=0).numpy()).all() and f(x, axis=0).shape == (3,)
         assert f(x, axis=1).shape == (0,)
     x.requires_grad_()
-    loss = gf.mse_loss(x, gf.zeros((0, 3), backend=backend))
+    target = gf.zeros((0, 3), backend=backend, requires_grad=True)
+    loss = gf.mse_loss(x, target)
     assert math.isnan(loss.item())
     loss.backward()
-    assert x.grad.shape == (0, 3)
+    assert x.grad.shape == target.grad.shape == (0, 3)
 
 
 @both
