@@ -61,10 +61,11 @@ def test_the_mean_of_nothing_is_nan(backend: Any) -> None:
         assert np.isnan(f(x, axis=0).numpy()).all() and f(x, axis=0).shape == (3,)
         assert f(x, axis=1).shape == (0,)
     x.requires_grad_()
-    loss = gf.mse_loss(x, gf.zeros((0, 3), backend=backend))
+    target = gf.zeros((0, 3), backend=backend, requires_grad=True)
+    loss = gf.mse_loss(x, target)
     assert math.isnan(loss.item())
     loss.backward()
-    assert x.grad.shape == (0, 3)
+    assert x.grad.shape == target.grad.shape == (0, 3)
 
 
 @both
@@ -502,3 +503,33 @@ def test_the_partial_derivatives_of_clip_sum_to_one_everywhere(backend: Any) -> 
     operands = [gf.tensor(column, backend=backend, requires_grad=True) for column in points.T]
     gf.clip(*operands).backward(gf.tensor(np.arange(1.0, 28.0), backend=backend))
     np.testing.assert_array_equal(sum(t.grad.numpy() for t in operands), np.arange(1.0, 28.0))
+
+
+# ---------------------------------------------------------------- update rules
+@both
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SGD", {"lr": 0.1}),
+        ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "weight_decay": 0.01}),
+        ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True}),
+        ("Adam", {"lr": 0.1, "weight_decay": 0.01}),
+        ("Adam", {"lr": 0.1, "betas": (0.5, 0.7), "eps": 1e-3, "maximize": True}),
+    ],
+    ids=str,
+)
+def test_one_parameter_alone_is_updated_as_by_pytorch(name: str, options: dict[str, Any], backend: Any) -> None:
+    """By the kernel and by the composition; several parameters share one buffer, a single one fills it."""
+    torch = pytest.importorskip("torch")
+    start = counting((2, 3)) / 7
+    theirs = torch.nn.Parameter(torch.tensor(start))
+    mine = gf.Parameter(gf.tensor(start, backend=backend))
+    other, ours = getattr(torch.optim, name)([theirs], **options), getattr(gf.optim, name)([mine], **options)
+    for _ in range(4):
+        other.zero_grad()
+        (theirs**3).sum().backward()
+        other.step()
+        ours.zero_grad()
+        (mine**3).sum().backward()
+        ours.step()
+    np.testing.assert_allclose(mine.numpy(), theirs.detach().numpy(), rtol=1e-10)

@@ -145,7 +145,7 @@ def main() -> None:
             for module in arguments.module or every:
                 run(module, paths[module], sources[module], arguments)
             os.chdir(here)
-    write_report(here, paths, arguments.budget, arguments.examples)
+    write_report(here, paths, arguments)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,9 @@ Written by `python -m tests.mutation` (`--help` lists its options; it needs `cos
 part of CI. Mutants are made by cosmic-ray; those left out:
 
 {skipped}
+
+Every place is mutated; of the replacements of one operator or comparison, which are up to six, {replacements} are drawn
+with a fixed seed. The others count as not run.
 
 A mutant meets the tests that reach its line, as one run under coverage found them, those first that are quick and
 reach little else, up to {budget} of them (ten times as much where only an import runs the line), with {examples}
@@ -81,7 +85,7 @@ def _rate(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
-def write_report(root: Path, paths: dict[str, Path], budget: float, examples: int) -> None:
+def write_report(root: Path, paths: dict[str, Path], options: argparse.Namespace) -> None:
     """Write docs/mutation.md from the sessions of the modules, and print its table."""
     judged = judgements()
     tallies = {module: read(module, path) for module, path in paths.items()}
@@ -109,7 +113,12 @@ def write_report(root: Path, paths: dict[str, Path], budget: float, examples: in
     table.append(_row("all", *sums, f"**{_rate(sums[1], sums[0])}**"))
     reasons = "\n".join(f"- {skipped[key]} times {why}." for key, why in SKIPPED.items())
     closing = f"Of the mutants that are not equivalent, {_rate(sums[1], sums[0] - sums[4])} are killed."
-    head = HEAD.format(skipped=reasons, budget=f"{budget:g} seconds", examples=examples)
+    head = HEAD.format(
+        skipped=reasons,
+        budget=f"{options.budget:g} seconds",
+        examples=options.examples,
+        replacements=options.replacements,
+    )
     text = "\n".join([head, "## Figures\n", *table, "", closing, "", "## Survivors", *listed, ""])
     (root / "docs" / "mutation.md").write_text(text)
     print("\n".join([*table, closing]))
