@@ -355,6 +355,18 @@ TRAPS: dict[str, tuple[str, list[float]]] = {
     "method": ("gf.where(x > 0, x.sqrt() * 2 + 1, 0.0)", [0.0, 4.0]),
     "other side": ("gf.where(x <= 0, 0.0, x.log())", [0.0, 4.0]),
     "own name": ("where(x > 0, gf.sqrt(x), 0.0)", [0.0, 4.0]),
+    "expression in a root": ("gf.where(x > 0, gf.sqrt(x * 2), 0.0)", [0.0, 4.0]),
+    "named mask, root": ("gf.where(m, gf.sqrt(x * 2), 0.0)", [0.0, 4.0]),
+    "named mask, reciprocal": ("gf.where(m, 1 / (x * 2), 0.0)", [0.0, 4.0]),
+    "named mask, power": ("gf.where(m, (x * 2) ** 0.5, 0.0)", [0.0, 4.0]),
+    "named mask, sum below": ("gf.where(m, z / (x + 0.0), 0.0)", [0.0, 4.0]),
+    "named mask, two operations": ("gf.where(m, gf.log(x * 2) / gf.sqrt(x), 0.0)", [0.0, 4.0]),
+    "named mask, in each other": ("gf.where(m, gf.sqrt(z / (x * 1)), 0.0)", [0.0, 4.0]),
+    "difference of two": ("gf.where(x > z, gf.sqrt(x - z), 0.0)", [1.0, 4.0]),
+    "squares of two": ("gf.where(x > 0, gf.sqrt(x * x + (z - 1) ** 2), 0.0)", [0.0, 4.0]),
+    "two conditions": ("gf.where((x > 0) & (z > 0), gf.log(x) * z, 0.0)", [0.0, 4.0]),
+    "two conditions, other order": ("gf.where((z > 0) & (x > 0), z * gf.log(x * 3), 0.0)", [0.0, 4.0]),
+    "own variable named safe": ("gf.where(m, gf.sqrt(safe * x), 0.0)", [0.0, 4.0]),
     "over lines": ("gf.where(\n    x > 0,\n    gf.sqrt(x),\n    0.0,\n)", [0.0, 4.0]),
 }
 
@@ -370,22 +382,61 @@ def evaluated(source: str, **names: Any) -> Any:
 
 @pytest.mark.parametrize("name", TRAPS)
 def test_the_code_that_is_shown_mends_the_trap(name: str) -> None:
+    """It is run: all it gives is what the user's code gave, gradients where that chose are too, and 0 elsewhere."""
     source, values = TRAPS[name]
-    x = gf.tensor(values, dtype=gf.float64, requires_grad=True)
-    text = report(lambda: evaluated(source, x=x).sum().backward())
+    m = np.asarray(values) > 0
+
+    def variables(at: slice) -> dict[str, Tensor]:
+        data = {"x": np.asarray(values), "z": np.asarray([1.0, 3.0]), "safe": np.asarray([5.0, 6.0])}
+        return {k: gf.tensor(v[at], dtype=gf.float64, requires_grad=True) for k, v in data.items()}
+
+    used, chosen = variables(slice(None)), variables(slice(1, None))
+    text = report(lambda: evaluated(source, m=gf.tensor(m), **used).sum().backward())
     assert " does not choose this element" in text and "0 · inf is nan" in text
-    fix = text.split("fix: choose before the operation, too:\n")[1].splitlines()
-    names: dict[str, Any] = {"gf": gf, "where": gf.where, "x": x}
-    exec(fix[0].strip(), names)
-    value = quiet(lambda: eval(fix[1].strip(), names))
+    *before, last = text.split("fix: choose before the operation, too:\n")[1].splitlines()
+    names: dict[str, Any] = {"gf": gf, "where": gf.where, "m": gf.tensor(m), **used}
+    for statement in before:
+        exec(statement.strip(), names)
+    value = quiet(lambda: eval(last.strip(), names))
     with np.errstate(all="ignore"):
-        assert np.array_equal(value.numpy(), evaluated(source, x=x).numpy())
+        assert np.array_equal(value.numpy(), evaluated(source, m=gf.tensor(m), **used).numpy())
     quiet(lambda: value.sum().backward())
-    assert x.grad is not None
-    assert x.grad[0].item() == 0.0 and np.isfinite(x.grad.numpy()).all()
-    with np.errstate(all="ignore"):
-        expected = gf.grad(lambda chosen: evaluated(source, x=chosen).sum())(gf.tensor(values[1:], dtype=gf.float64))
-    np.testing.assert_allclose(x.grad.numpy()[1:], expected.numpy(), rtol=1e-12)
+    evaluated(source, m=gf.tensor(m[1:]), **chosen).sum().backward()
+    for k, t in used.items():
+        expected = chosen[k].grad
+        assert (t.grad is None) is (expected is None)
+        if t.grad is not None and expected is not None:
+            np.testing.assert_allclose(t.grad.numpy(), [0.0, expected.item()], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "gf.where(x.reshape(2, 1) > 0, gf.log(x).reshape(2, 1), 0.0)",  # the condition has another shape
+        "gf.where(x > 0, gf.softmax(gf.log(x)), 0.0)",  # what is replaced would change the others
+        "gf.where(x > 0, root(x), 0.0)",
+        "gf.where(x > 0, gf.clip(root(x), 0.0) + 1, 0.0)",
+    ],
+)
+def test_where_no_code_is_known_the_pattern_is_shown(source: str) -> None:
+    x = f32([0.0, 4.0], requires_grad=True)
+    text = report(lambda: evaluated(source, x=x, root=gf.sqrt).sum().backward())
+    assert " does not choose this element" in text
+    assert re.search(
+        r"by a condition of its shape:\n {7}safe = gf.where\(condition, x, 1.0\)\n"
+        r" {7}gf.where\(condition, gf.\w+\(safe\), 0.0\)$",
+        text.split("  fix: ")[1],
+    )
+
+
+def test_a_softmax_of_nothing_but_masked_scores() -> None:
+    s, m = f32([[1.0, 2.0], [3.0, 4.0]], requires_grad=True), f32([[0.0, 0.0], [-np.inf, -np.inf]])
+
+    def run() -> None:
+        p = gf.softmax(s + m)
+        gf.where(m == 0, p, 0.0).sum().backward()
+
+    assert "in place of" not in report(run)
 
 
 def test_a_report_of_the_trap() -> None:
@@ -421,8 +472,20 @@ def test_the_trap_through_earlier_lines_and_modules() -> None:
     text = report(norms)
     assert text.startswith("the derivative of sqrt produced nan at flat index 1, index (1, 0),")
     assert f"why: the where at {line('norms chosen')} does not choose" in text
-    assert "safe = gf.where(squares.reshape(2) > 0, squares, 1.0)" in text
-    assert "gf.sqrt(safe)   # in place of gf.sqrt(squares)" in text
+    assert "squares.reshape" not in text.split("  fix: ")[1]  # (2,) and (2, 1) broadcast to something else
+    assert "safe = gf.where(condition, x, 1.0)\n       gf.where(condition, gf.sqrt(safe), 0.0)" in text
+
+
+def test_the_trap_through_an_earlier_line() -> None:
+    x = f32([3.0, 0.0], requires_grad=True)
+
+    def run() -> None:
+        roots = gf.sqrt(x * 2)
+        scaled = roots * 3.0
+        gf.where(x > 0, scaled, 0.0).sum().backward()
+
+    text = report(run)
+    assert "safe = gf.where(x > 0, x * 2, 1.0)\n       gf.sqrt(safe)   # in place of gf.sqrt(x * 2)" in text
 
 
 def test_the_trap_of_a_divided_vector() -> None:

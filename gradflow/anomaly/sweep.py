@@ -241,8 +241,9 @@ class Sweep:
             marked[at] = True
         if not g.size or (g[marked] != 0).any():
             return None
-        visited, way = {node}, [(node, marked)]
-        for receiver, marked in way:  # grows while it is read: breadth first
+        between: tuple[str, ...] = ()
+        visited, way = {node}, [(node, marked, between)]
+        for receiver, marked, between in way:  # grows while it is read: breadth first
             for sender, i, condition in self.users.get(receiver, ()):
                 reached = _carried(marked, sender)
                 if reached is None or sender in visited:
@@ -251,9 +252,9 @@ class Sweep:
                     held = self.xp.backend.to_numpy(condition).astype(np.bool_)
                     chosen = np.broadcast_to(held if i == 1 else ~held, sender.shape)
                     if not (chosen & reached).any():
-                        return Trap(site_of(getattr(sender, "site", None)), i)
+                        return Trap(site_of(getattr(sender, "site", None)), i, between)
                 visited.add(sender)
-                way.append((sender, reached))
+                way.append((sender, reached, (*between, sender.primitive.name)))
         return None
 
 
