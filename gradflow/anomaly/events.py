@@ -14,12 +14,14 @@ import numpy as np
 
 from gradflow.anomaly import report
 from gradflow.anomaly.report import Reason, Site
-from gradflow.anomaly.values import worst_of
 from gradflow.errors import is_ours
 from gradflow.primitive import Primitive
 from gradflow.tensor import Tensor
 
 REMEMBERED = 16  # ancestors of an event; the first ones are kept, which the producer is among
+
+
+Text = tuple[str, list[str]]  # mistake, details
 
 
 @dataclass(eq=False, repr=False)  # events hold events: the text of one would be endless
@@ -32,7 +34,8 @@ class Event:
         badness: of the worst element.
         value: of the element that is reported.
         produced: whether it was made here, of better.
-        mistake, details, reason: what a report of it says.
+        text, reason: what a report of it says (the mistake and the details; why and how to mend it). Both are put into
+            words only if they are asked for: most infinities are masked in time, and no report is made.
         site: where in the user's code; None if that is not known.
         line: the events that it came from, oldest first; bounded, so that a state that stays infinite costs no memory.
         spent: whether an operation has made another value of it.
@@ -43,8 +46,7 @@ class Event:
     badness: int
     value: float
     produced: bool
-    mistake: str
-    details: list[str]
+    text: Callable[[], Text]
     reason: Callable[[], Reason]
     site: Site | None
     line: tuple[Event, ...]
@@ -63,11 +65,11 @@ class Log:
         self.latest: Event | None = None
         self._count = itertools.count(1)
 
-    def new(self, result: np.ndarray, here: Any, parents: Sequence[Event], **rest: Any) -> Event:
+    def new(self, badness: int, here: Any, parents: Sequence[Event], **rest: Any) -> Event:
         """The next event; `here` is what `here()` gave where the operation was called."""
         before = {event.number: event for parent in parents for event in (*parent.line, parent)}
         line = tuple(before[number] for number in sorted(before)[:REMEMBERED])
-        return Event(next(self._count), badness=worst_of([result]), site=site_of(here), line=line, **rest)
+        return Event(next(self._count), badness=badness, site=site_of(here), line=line, **rest)
 
     def of(self, array: Any) -> Event | None:
         """The event of an array, if it is bad."""
@@ -129,15 +131,15 @@ def operand_names(primitive: Primitive, count: int) -> list[str]:
     return [*fixed, *(f"{last}[{i}]" for i in range(count - len(fixed)))]
 
 
-def origins(log: Log, names: Sequence[str], arrays: Sequence[Any]) -> list[str]:
+def makers(log: Log, names: Sequence[str], arrays: Sequence[Any]) -> list[tuple[str, Event]]:
+    """Names of bad operands, and the events that they came from."""
+    events = ((name, log.of(array)) for name, array in zip(names, arrays, strict=True))
+    return [(name, event.producer() or event) for name, event in events if event is not None]
+
+
+def origins(found: Sequence[tuple[str, Event]]) -> list[str]:
     """Lines that say where bad operands came from."""
-    lines = []
-    for name, array in zip(names, arrays, strict=True):
-        event = log.of(array)
-        maker = None if event is None else event.producer() or event
-        if maker is not None and maker.site is not None:
-            lines.append(f"{name} holds what {maker.name} gave at {maker.site.line()}")
-    return lines
+    return [f"{name} holds what {e.name} gave at {e.site.line()}" for name, e in found if e.site is not None]
 
 
 def values_line(values: dict[str, Any]) -> list[str]:

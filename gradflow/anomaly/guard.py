@@ -1,7 +1,7 @@
 """Code that mends the where-NaN trap: the user's own expression, with every risky operand chosen by a where before.
 
-The expression is taken apart as a syntax tree, as far as it is element by element: there, and only there, an element can
-be replaced without another one noticing. Where that is not enough, there is no code to show, and none is made up.
+The expression is taken apart as a syntax tree, as far as it is element by element: there, and only there, an element
+can be replaced without another one noticing. Where that is not enough, there is no code to show, and none is made up.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from gradflow.anomaly import report
 from gradflow.anomaly.events import (
     Event,
     Log,
+    makers,
     operand_names,
     operands_of,
     origins,
@@ -158,7 +159,7 @@ class Sweep:
             name=f"the derivative of {primitive.name}",
             what=f"the cotangent of {operand}",
             produced=place.produced,
-            details=[*details, *origins(self.log, list(arrays), list(arrays.values()))],
+            details=[*details, *origins(makers(self.log, list(arrays), list(arrays.values())))],
             reason=reason,
         )
 
@@ -218,11 +219,22 @@ class Sweep:
         )
 
     def _put(
-        self, ct: Any, out: np.ndarray, at: Index, here: Any, parents: list[Event], name: str, what: str, **rest: Any
+        self,
+        ct: Any,
+        out: np.ndarray,
+        at: Index,
+        here: Any,
+        parents: list[Event],
+        name: str,
+        what: str,
+        details: list[str],
+        **rest: Any,
     ) -> Event:
         value = float(out[at])
         mistake = f"{name} produced {report.number(value)} {report.position(at, out.shape, what)}."
-        event = self.log.new(out, here, parents, name=name, value=value, mistake=mistake, **rest)
+        event = self.log.new(
+            worst_of([out]), here, parents, name=name, value=value, text=lambda: (mistake, details), **rest
+        )
         for array in (raw(ct), *arrays_of(ct)):
             self.events[id(array)] = array, event
         self.tell(event)

@@ -52,6 +52,20 @@ def first_of_worst(badness: np.ndarray, fresh: np.ndarray) -> Index:
     return tuple(int(i) for i in np.unravel_index(int(np.argmax(blamed)), blamed.shape))
 
 
+def handed_on(result: np.ndarray, operands: Sequence[np.ndarray]) -> Any:
+    """The first infinity of a result, if an operand holds one wherever the result does; else None.
+
+    This is what a mask does. It takes a few microseconds to see, where `locate` takes dozens. A NaN is always located.
+    """
+    bad = ~np.isfinite(result)
+    for operand in operands:
+        if operand.dtype.kind != "f" or (operand.size != 1 and operand.shape != result.shape):
+            continue
+        if not (bad & np.isfinite(operand)).any() and not np.isnan(result).any():
+            return result.reshape(-1)[int(bad.argmax())]
+    return None
+
+
 # ---------------------------------------------------------------- which element
 class Place(NamedTuple):
     """The element of a result that an event is about.
