@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import gc
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 import gradflow as gf
 from benchmarks.workloads import WORKLOADS, gradflow_training
 from gradflow.compiler import trace
-from gradflow.errors import AnomalyError, GraphError, TracedValueError
+from gradflow.errors import AnomalyError, DTypeError, GraphError, TracedValueError
 from gradflow.mode import NO_GRAD, RECORD, get_mode
 from gradflow.primitive import REGISTRY, Primitive, defimpl, defvjp, primitive
 from gradflow.tensor import OPS, Tensor
@@ -924,6 +926,50 @@ def test_a_decorated_generator() -> None:
     with pytest.raises(AnomalyError, match="log produced -inf"):
         next(running)
     assert get_mode() is RECORD
+
+
+class Awaited:
+    async def __call__(self) -> None: ...
+
+
+async def coroutine() -> None: ...
+
+
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [coroutine, async_generator, functools.partial(coroutine), Awaited()])
+@pytest.mark.parametrize(
+    ("block", "written"),
+    [
+        (gf.detect_anomaly, "detect_anomaly()"),
+        (gf.no_grad, "no_grad()"),
+        (gf.enable_grad, "enable_grad()"),
+        (lambda: gf.set_grad_enabled(False), "set_grad_enabled(False)"),
+    ],
+)
+def test_what_is_awaited_is_not_decorated(function: Any, block: Callable[[], Any], written: str) -> None:
+    """A call of it only makes an object: the block would have been left before the body runs."""
+    with pytest.raises(DTypeError) as caught:
+        block()(function)
+    mistake, why, fix = str(caught.value).splitlines()
+    assert mistake.startswith(f"@gf.{written} on ") and "when it is awaited" in why and f"`with gf.{written}:`" in fix
+    assert get_mode() is RECORD
+
+
+def test_a_block_inside_of_a_coroutine() -> None:
+    async def logarithm(value: float) -> float:
+        with gf.detect_anomaly():
+            x = gf.log(f32(value))
+            await asyncio.sleep(0)
+            return float(x.item())
+
+    async def both() -> list[Any]:
+        return list(await asyncio.gather(logarithm(1.0), logarithm(0.0), logarithm(1.0), return_exceptions=True))
+
+    first, error, last = asyncio.run(both())
+    assert first == last == 0.0 and isinstance(error, AnomalyError)
 
 
 def test_a_generator_with_a_block_that_is_left_early() -> None:

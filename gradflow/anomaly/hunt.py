@@ -49,7 +49,7 @@ from gradflow.anomaly.values import (
     locate,
     worst_of,
 )
-from gradflow.arguments import flag
+from gradflow.arguments import flag, not_async
 from gradflow.mode import NO_GRAD, RECORD, Interpreter, Mode, get_mode, resumed, set_mode, using
 from gradflow.primitive import Primitive
 from gradflow.tape import Node
@@ -362,7 +362,8 @@ class detect_anomaly:  # noqa: N801  (reads as a statement: `with gf.detect_anom
             hunt.judge_ends()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Hunt in every call of a function, or while a generator runs."""
+        """Hunt in every call of a function, or while a generator runs; coroutine functions are refused."""
+        not_async("detect_anomaly()", function)
 
         @wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
