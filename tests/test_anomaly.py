@@ -849,6 +849,34 @@ def test_what_was_overwritten_is_forgotten() -> None:
     assert quiet(run) == [1.0, 1.0, 2.0, 0.0]
 
 
+def test_what_was_overwritten_through_another_view_is_forgotten() -> None:
+    def run() -> list[Tensor]:
+        whole, part = gf.log(f32([0.0, 1.0])), gf.log(f32([0.0, 1.0]))
+        view = part[0:1]
+        whole[0:1][...] = 0.0
+        view[...] = 0.0
+        assert whole.numpy().tolist() == [0.0, 0.0] and part.sum().item() == 0.0
+        return [whole, part, view]
+
+    quiet(run)
+    p = f32([0.0, 1.0])
+
+    def still_bad() -> None:
+        y = gf.log(p * 0.0)  # two of them
+        first = y[0:1]
+        first[...] = 0.0
+        y.numpy()
+
+    assert f"at {line('two of them')}" in report(still_bad)
+
+    def another() -> None:
+        y = gf.log(p)
+        y[0:1][...] = 0.0
+        (y + gf.log(p)).sum().item()  # the second logarithm
+
+    assert f"at {line('the second logarithm')}" in report(another).split("then passed")[0]
+
+
 def test_an_update_that_overflows_is_told_at_once() -> None:
     w = gf.Parameter(np.asarray([1.0, 1.0], a))
     optimizer = gf.optim.SGD([w], lr=10.0)

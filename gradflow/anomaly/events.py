@@ -14,8 +14,9 @@ import numpy as np
 
 from gradflow.anomaly import report
 from gradflow.anomaly.report import Reason, Site
+from gradflow.anomaly.values import is_finite
 from gradflow.errors import is_ours
-from gradflow.primitive import Primitive
+from gradflow.primitive import Namespace, Primitive
 from gradflow.tensor import Tensor
 
 REMEMBERED = 16  # ancestors of an event; the first ones are kept, which the producer is among
@@ -61,7 +62,7 @@ class Log:
     """The event of each bad array that is alive."""
 
     def __init__(self) -> None:
-        self.events: dict[int, tuple[weakref.ref[Any], Event]] = {}
+        self.events: dict[int, tuple[weakref.ref[Any], Event, Namespace]] = {}
         self.latest: Event | None = None
         self._count = itertools.count(1)
 
@@ -76,19 +77,29 @@ class Log:
         found = self.events.get(id(array))
         return found[1] if found is not None and found[0]() is array else None
 
-    def put(self, array: Any, event: Event) -> None:
+    def put(self, array: Any, event: Event, xp: Namespace) -> None:
         """Note the event of an array, as long as the array lives."""
         key, events = id(array), self.events
-        events[key] = weakref.ref(array, lambda _: events.pop(key, None)), event
+        events[key] = weakref.ref(array, lambda _: events.pop(key, None)), event, xp
         self.latest = event
 
-    def drop(self, array: Any) -> None:
-        """Forget the event of an array that was written."""
-        self.events.pop(id(array), None)
+    def drop(self, written: Any, xp: Namespace) -> None:
+        """Forget the event of an array that was written, and of all that share its memory and are fine by now."""
+        self.events.pop(id(written), None)
+        if not self.events:
+            return
+        owner, low, high = xp.backend.extent(written)
+        for key, (reference, _, of) in list(self.events.items()):
+            array = reference()
+            if array is None or of.backend is not xp.backend:
+                continue
+            other, start, end = xp.backend.extent(array)
+            if other is owner and start < high and low < end and is_finite(array, xp):
+                self.events.pop(key, None)
 
     def ends(self) -> list[Event]:
         """What is alive, and nothing was made of."""
-        return [event for _, event in list(self.events.values()) if not event.spent]
+        return [event for _, event, _ in list(self.events.values()) if not event.spent]
 
 
 # ---------------------------------------------------------------- where an operation was called

@@ -141,7 +141,7 @@ class Hunt:
                 report.why_forward, primitive.name, values, result.dtype, value, from_infinities, site_of(kept)
             ),
         )
-        self.log.put(out._data, event)
+        self.log.put(out._data, event, out._xp)
         if self.at_once and event.produced and self._counts(event):
             raise self._error(event, event, inside=True)
 
@@ -159,7 +159,7 @@ class Hunt:
             text=_never_told,
             reason=_never_told,
         )
-        self.log.put(out._data, event)
+        self.log.put(out._data, event, out._xp)
 
     def _parents(self, operands: Operands) -> list[Event]:
         return [event for t in operands if (event := self.log.of(t._data)) is not None]
@@ -175,7 +175,7 @@ class Hunt:
         bad = [i for i, t in enumerate(written) if not is_finite(t._data, xp)]
         parents = self._parents(operands) if self.log.events else []
         for t in written:
-            self.log.drop(t._data)
+            self.log.drop(t._data, xp)
         if not bad:
             return
         hosts = [xp.backend.to_numpy(t._data) for t in read]
@@ -201,7 +201,7 @@ class Hunt:
                 text=partial(_as_it_is, told),
                 reason=partial(report.why_forward, primitive.name, {}, host.dtype, value, before > FINE, None),
             )
-            self.log.put(written[i]._data, event)
+            self.log.put(written[i]._data, event, xp)
             if event.produced and self._counts(event):
                 raise self._error(event, event, inside=True)
 
