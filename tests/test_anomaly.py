@@ -324,6 +324,62 @@ def test_a_bad_element_beside_one_that_was_given() -> None:
     assert text.startswith("exp produced inf at flat index 2") and "operands there: x = 100.0" in text
 
 
+def masked_attention(kind: str) -> Callable[[], float]:
+    rng = np.random.default_rng(0)
+    query, key, value = (gf.nn.Linear(8, 8) for _ in range(3))
+    optimizer = gf.optim.SGD([p for layer in (query, key, value) for p in layer.parameters()], lr=0.01)
+    x, lower = f32(rng.normal(size=(8, 8))), np.tril(np.ones((8, 8), np.bool_))
+    kept, added = gf.tensor(lower), f32(np.where(lower, 0.0, -np.inf))
+
+    def step() -> float:
+        scores = query(x) @ key(x).mT
+        scores = scores + added if kind == "added" else gf.where(kept, scores, -np.inf) / 8**0.5
+        if kind == "by hand":
+            e = gf.exp(scores - gf.max(scores, axis=1, keepdims=True))
+            weights = e / gf.sum(e, axis=1, keepdims=True)
+        else:
+            weights = gf.softmax(scores)
+        loss = ((weights @ value(x)) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return step
+
+
+@pytest.mark.parametrize("kind", ["chosen", "added", "by hand"])
+def test_a_mask_is_not_looked_at_element_by_element(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That took longer than all the rest of a step."""
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("a mask was located")
+
+    monkeypatch.setattr("gradflow.anomaly.hunt.locate", never)
+    step = masked_attention(kind)
+    assert np.isfinite([quiet(step) for _ in range(2)]).all()
+
+
+def test_what_is_masked_in_time_is_not_put_into_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("words for nobody")
+
+    p = f32([0.0, 1.0], requires_grad=True)
+    for words in ("position", "number", "Site.line"):
+        monkeypatch.setattr(f"gradflow.anomaly.report.{words}", never)
+    quiet(lambda: gf.softmax(gf.log(p.detach()) * 2.0 + p).sum().backward())
+
+
+def test_a_mask_on_the_way_is_listed_and_never_the_first() -> None:
+    kept, w, data = gf.tensor([True, False]), f32([2.0, 3.0], requires_grad=True), f32([np.nan, 1.0])
+    text = report(lambda: (gf.where(kept, w, -np.inf) + data).sum().backward())
+    assert text.startswith("add passed on nan at flat index 0 of its result of shape (2,).")
+    text = report(lambda: (gf.where(kept, w, -np.inf) * gf.tensor([1.0, 0.0])).sum().backward())
+    assert text.startswith("multiply produced nan at flat index 1") and "operands there: x = -inf, y = 0.0" in text
+    text = report(lambda: gf.where(kept, gf.log(w * 0.0), 1.0).sum().backward())
+    assert text.startswith("log produced -inf at flat index 0") and "where (-inf) at " in text
+
+
 def test_a_scalar() -> None:
     assert report(lambda: gf.log(f32(0.0))).startswith("log produced -inf as its result, a scalar.\n")
     x = f32(0.0, requires_grad=True)

@@ -130,7 +130,7 @@ class Hunt:
         result_shape = result.shape
         from_infinities = math.isnan(value) and worst_of(hosts) > FINE
         event = self.log.new(
-            worst_of([result]),
+            place.badness,
             kept,
             self._parents(operands),
             name=primitive.name,

@@ -78,11 +78,13 @@ class Place(NamedTuple):
     Attributes:
         at: its index.
         produced: whether the operation made it worse than what it was given.
+        badness: of the worst element.
         values: the operands at that element; None if the operation is not element by element.
     """
 
     at: Index
     produced: bool
+    badness: int
     values: list[Any] | None
 
 
@@ -102,6 +104,7 @@ def locate(
         judged: how many of the operands it is judged by (None: all); a derivative is judged by its cotangent alone.
     """
     badness, shape = badness_of(out), out.shape
+    worst = int(badness.max())
     if stretches_to(operands, shape):
         given = np.zeros(shape, np.int8)
         for operand in operands[:judged]:
@@ -111,9 +114,9 @@ def locate(
         at = first_of_worst(badness, fresh)
         values = [element(operand, shape, at) for operand in operands]
         if _repeats(again, xp, values, int(badness[at])):
-            return Place(at, bool(fresh.any()), values)
+            return Place(at, bool(fresh.any()), worst, values)
     fresh = badness > worst_of(operands[:judged])
-    return Place(first_of_worst(badness, fresh), bool(fresh.any()), None)
+    return Place(first_of_worst(badness, fresh), bool(fresh.any()), worst, None)
 
 
 def stretches_to(operands: Sequence[np.ndarray], shape: tuple[int, ...]) -> bool:
