@@ -420,6 +420,9 @@ TRAPS: dict[str, tuple[str, list[float]]] = {
     "named mask, sum below": ("gf.where(m, z / (x + 0.0), 0.0)", [0.0, 4.0]),
     "named mask, two operations": ("gf.where(m, gf.log(x * 2) / gf.sqrt(x), 0.0)", [0.0, 4.0]),
     "named mask, in each other": ("gf.where(m, gf.sqrt(z / (x * 1)), 0.0)", [0.0, 4.0]),
+    "logarithm below": ("gf.where(m, z / gf.log(x), 0.0)", [0.0, 4.0]),
+    "logarithm below, thrice": ("gf.where(m, z * (1 / gf.log(x)) ** 0.5, 0.0)", [0.0, 4.0]),
+    "huge exponent": ("gf.where(x < 9, 2.0 ** x, 0.0)", [1e200, 1.0]),
     "difference of two": ("gf.where(x > z, gf.sqrt(x - z), 0.0)", [1.0, 4.0]),
     "squares of two": ("gf.where(x > 0, gf.sqrt(x * x + (z - 1) ** 2), 0.0)", [0.0, 4.0]),
     "two conditions": ("gf.where((x > 0) & (z > 0), gf.log(x) * z, 0.0)", [0.0, 4.0]),
@@ -442,7 +445,7 @@ def evaluated(source: str, **names: Any) -> Any:
 def test_the_code_that_is_shown_mends_the_trap(name: str) -> None:
     """It is run: all it gives is what the user's code gave, gradients where that chose are too, and 0 elsewhere."""
     source, values = TRAPS[name]
-    m = np.asarray(values) > 0
+    m = np.asarray([False, True])
 
     def variables(at: slice) -> dict[str, Tensor]:
         data = {"x": np.asarray(values), "z": np.asarray([1.0, 3.0]), "safe": np.asarray([5.0, 6.0])}
@@ -465,6 +468,55 @@ def test_the_code_that_is_shown_mends_the_trap(name: str) -> None:
         assert (t.grad is None) is (expected is None)
         if t.grad is not None and expected is not None:
             np.testing.assert_allclose(t.grad.numpy(), [0.0, expected.item()], rtol=1e-12)
+
+
+EXPRESSIONS = st.recursive(
+    st.sampled_from(["x", "z", "2.0"]),
+    lambda inner: st.one_of(
+        st.builds("gf.{}({})".format, st.sampled_from(["sqrt", "log", "exp", "log1p", "abs"]), inner),
+        st.builds("({}) {} ({})".format, inner, st.sampled_from(["/", "**", "*", "+", "-"]), inner),
+    ),
+    max_leaves=4,
+)
+TROUBLE = st.sampled_from([0.0, -1.0, 1.0, 1e200])
+
+
+@given(inner=EXPRESSIONS, branch=st.sampled_from([1, 2]), x=TROUBLE, z=TROUBLE)
+def test_the_code_that_is_shown_mends_any_expression(inner: str, branch: int, x: float, z: float) -> None:
+    source = f"gf.where(m, {inner}, 0.0)" if branch == 1 else f"gf.where(m, 0.0, {inner})"
+    m = gf.tensor([branch == 2, branch == 1])
+    used = {k: gf.tensor([v, 1.5], dtype=gf.float64, requires_grad=True) for k, v in {"x": x, "z": z}.items()}
+    with np.errstate(all="ignore"):
+        out = evaluated(source, m=m, **used)
+        if not out.requires_grad or not np.isfinite(out.numpy()).all():
+            return
+        out.sum().backward()
+    plain = [None if t.grad is None else t.grad.numpy() for t in used.values()]
+    for t in used.values():
+        t.grad = None
+    if not all(g is None or np.isfinite(g[1]) for g in plain):
+        return  # the element that was chosen has trouble of its own
+    try:
+        with gf.detect_anomaly():
+            evaluated(source, m=m, **used).sum().backward()
+        return
+    except AnomalyError as error:
+        text = str(error)
+    if "choose before the operation, too:\n" not in text:
+        assert "choose before the operation" in text or "does not choose" not in text
+        return
+    *before, last = text.split("too:\n")[1].splitlines()
+    names: dict[str, Any] = {"gf": gf, "m": m, **used}
+    for statement in before:
+        exec(statement.strip(), names)
+    with np.errstate(all="ignore"):
+        mended = eval(last.strip(), names)
+        assert np.array_equal(mended.numpy(), out.numpy())
+        mended.sum().backward()
+    for t, g in zip(used.values(), plain, strict=True):
+        assert (t.grad is None) is (g is None)
+        if t.grad is not None and g is not None:
+            np.testing.assert_allclose(t.grad.numpy(), [0.0, g[1]], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from typing import Any
 
 OPERATORS = {ast.Div: "divide", ast.Pow: "power", ast.FloorDiv: "floor_divide", ast.Mod: "remainder"}
 _GUARDED = {
-    "sqrt": 0, "log": 0, "log1p": 0, "exp": 0, "power": 0, "divide": 1, "floor_divide": 1, "remainder": 1,
+    "sqrt": (0,), "log": (0,), "log1p": (0,), "exp": (0,), "power": (0, 1),
+    "divide": (1,), "floor_divide": (1,), "remainder": (1,),
 }  # fmt: skip
-"""Operations whose result or derivative is not finite somewhere -> the operand that decides; 1.0 is safe for all."""
+"""Operations whose result or derivative is not finite somewhere -> the operands that decide; 1.0 is safe for all."""
 _ELEMENTWISE = {
     *_GUARDED, "abs", "add", "subtract", "multiply", "negative", "positive", "square", "tanh", "sigmoid", "relu",
     "softplus", "sign", "minimum", "maximum", "clip", "where", "astype", "alias", "copy", "detach",
@@ -110,9 +111,8 @@ class _Guards(ast.NodeTransformer):
             self.generic_visit(node)
         if name in _GUARDED and not _is_harmless(node):
             self._guarded.add(name)
-            decisive = operands(node, name)[_GUARDED[name] : _GUARDED[name] + 1]
-            for operand in decisive:
-                if not self._is_safe(operand):
+            for i, operand in enumerate(operands(node, name)):
+                if i in _GUARDED[name] and not self._is_safe(operand):
                     _put(node, operand, self._variable(operand))
         return node
 
@@ -122,9 +122,10 @@ class _Guards(ast.NodeTransformer):
             node.func.value = self.visit(node.func.value)
 
     def _is_safe(self, operand: ast.expr) -> bool:
-        """Whether everything in it has been chosen already."""
-        safe = {name.id for name in self._safe.values()}
-        return all(n.id in safe or n.id in _LIBRARY for n in ast.walk(operand) if isinstance(n, ast.Name))
+        """Whether it is a number, or was chosen already and is positive: the root of 1.0, but not its logarithm."""
+        if called_as(operand) in ("sqrt", "exp"):
+            return all(map(self._is_safe, operands(operand, called_as(operand))))
+        return isinstance(operand, ast.Constant) or operand in self._safe.values()
 
     def _variable(self, operand: ast.expr) -> ast.Name:
         key = ast.dump(operand)
