@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -158,6 +159,34 @@ def function_of(transform: str, f: Any, fix: str) -> Callable[..., Any]:
         return f  # type: ignore[no-any-return]
     reason = "it takes a function, not what the function returned."
     raise DTypeError(explain(f"gf.{transform} of a {type(f).__name__}.", reason, fix))
+
+
+def not_async(block: str, function: Callable[..., Any]) -> None:
+    """Refuse a coroutine function or an async generator function, which a decorator would not be open for.
+
+    A call of one only makes an object, which runs when it is awaited: after the decorator's block has been left.
+
+    Raises:
+        DTypeError: such a function, or an object whose `__call__` is one.
+
+    >>> @gf.no_grad()
+    ... async def predict(x):
+    ...     return model(x)
+    Traceback (most recent call last):
+    gradflow.errors.DTypeError: @gf.no_grad() on predict, a coroutine function.
+      why: its body runs when it is awaited; the decorator would be open only while it is called, and do nothing.
+      fix: put `with gf.no_grad():` inside of predict
+    """
+    for body in (function, type(function).__call__) if callable(function) else ():
+        if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
+            kind = "a coroutine function" if inspect.iscoroutinefunction(body) else "an async generator function"
+            name = getattr(function, "__name__", type(function).__name__)
+            why = (
+                "its body runs when it is awaited; the decorator would be open only while it is called, and do nothing."
+            )
+            raise DTypeError(
+                explain(f"@gf.{block} on {name}, {kind}.", why, f"put `with gf.{block}:` inside of {name}")
+            )
 
 
 def wrong_kind(function: str, name: str, value: object, why: str, fix: str) -> DTypeError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, cast
 import numpy as np
 
 from gradflow import tape
-from gradflow.arguments import flag, wrong_kind
+from gradflow.arguments import flag, not_async, wrong_kind
 from gradflow.errors import ArgumentError, BackendMismatchError, DTypeError, GraphError, ShapeError, explain
 from gradflow.mode import Interpreter, Mode, get_mode, grad_mode, resumed, set_mode, using
 from gradflow.tape import Edge, Leaf, Node
@@ -748,6 +748,8 @@ class _GradMode:
         set_mode(self._outside[get_ident()].pop())
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        not_async(self._as_written(), function)
+
         @wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
             with using(grad_mode(self._recording)):
@@ -757,6 +759,10 @@ class _GradMode:
             return result
 
         return wrapped
+
+    def _as_written(self) -> str:
+        """What a user writes to get this."""
+        return f"{type(self).__name__}()"
 
 
 class no_grad(_GradMode):  # noqa: N801
@@ -813,6 +819,9 @@ class set_grad_enabled(_GradMode):  # noqa: N801
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         set_mode(self._before)  # as a decorator it concerns the function alone
         return super().__call__(function)
+
+    def _as_written(self) -> str:
+        return f"set_grad_enabled({self._recording})"
 
 
 def is_grad_enabled() -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import gc
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 import gradflow as gf
 from benchmarks.workloads import WORKLOADS, gradflow_training
 from gradflow.compiler import trace
-from gradflow.errors import AnomalyError, GraphError, TracedValueError
+from gradflow.errors import AnomalyError, DTypeError, GraphError, TracedValueError
 from gradflow.mode import NO_GRAD, RECORD, get_mode
 from gradflow.primitive import REGISTRY, Primitive, defimpl, defvjp, primitive
 from gradflow.tensor import OPS, Tensor
@@ -322,6 +324,62 @@ def test_a_bad_element_beside_one_that_was_given() -> None:
     assert text.startswith("exp produced inf at flat index 2") and "operands there: x = 100.0" in text
 
 
+def masked_attention(kind: str) -> Callable[[], float]:
+    rng = np.random.default_rng(0)
+    query, key, value = (gf.nn.Linear(8, 8) for _ in range(3))
+    optimizer = gf.optim.SGD([p for layer in (query, key, value) for p in layer.parameters()], lr=0.01)
+    x, lower = f32(rng.normal(size=(8, 8))), np.tril(np.ones((8, 8), np.bool_))
+    kept, added = gf.tensor(lower), f32(np.where(lower, 0.0, -np.inf))
+
+    def step() -> float:
+        scores = query(x) @ key(x).mT
+        scores = scores + added if kind == "added" else gf.where(kept, scores, -np.inf) / 8**0.5
+        if kind == "by hand":
+            e = gf.exp(scores - gf.max(scores, axis=1, keepdims=True))
+            weights = e / gf.sum(e, axis=1, keepdims=True)
+        else:
+            weights = gf.softmax(scores)
+        loss = ((weights @ value(x)) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return step
+
+
+@pytest.mark.parametrize("kind", ["chosen", "added", "by hand"])
+def test_a_mask_is_not_looked_at_element_by_element(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That took longer than all the rest of a step."""
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("a mask was located")
+
+    monkeypatch.setattr("gradflow.anomaly.hunt.locate", never)
+    step = masked_attention(kind)
+    assert np.isfinite([quiet(step) for _ in range(2)]).all()
+
+
+def test_what_is_masked_in_time_is_not_put_into_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("words for nobody")
+
+    p = f32([0.0, 1.0], requires_grad=True)
+    for words in ("position", "number", "Site.line"):
+        monkeypatch.setattr(f"gradflow.anomaly.report.{words}", never)
+    quiet(lambda: gf.softmax(gf.log(p.detach()) * 2.0 + p).sum().backward())
+
+
+def test_a_mask_on_the_way_is_listed_and_never_the_first() -> None:
+    kept, w, data = gf.tensor([True, False]), f32([2.0, 3.0], requires_grad=True), f32([np.nan, 1.0])
+    text = report(lambda: (gf.where(kept, w, -np.inf) + data).sum().backward())
+    assert text.startswith("add passed on nan at flat index 0 of its result of shape (2,).")
+    text = report(lambda: (gf.where(kept, w, -np.inf) * gf.tensor([1.0, 0.0])).sum().backward())
+    assert text.startswith("multiply produced nan at flat index 1") and "operands there: x = -inf, y = 0.0" in text
+    text = report(lambda: gf.where(kept, gf.log(w * 0.0), 1.0).sum().backward())
+    assert text.startswith("log produced -inf at flat index 0") and "where (-inf) at " in text
+
+
 def test_a_scalar() -> None:
     assert report(lambda: gf.log(f32(0.0))).startswith("log produced -inf as its result, a scalar.\n")
     x = f32(0.0, requires_grad=True)
@@ -355,6 +413,21 @@ TRAPS: dict[str, tuple[str, list[float]]] = {
     "method": ("gf.where(x > 0, x.sqrt() * 2 + 1, 0.0)", [0.0, 4.0]),
     "other side": ("gf.where(x <= 0, 0.0, x.log())", [0.0, 4.0]),
     "own name": ("where(x > 0, gf.sqrt(x), 0.0)", [0.0, 4.0]),
+    "expression in a root": ("gf.where(x > 0, gf.sqrt(x * 2), 0.0)", [0.0, 4.0]),
+    "named mask, root": ("gf.where(m, gf.sqrt(x * 2), 0.0)", [0.0, 4.0]),
+    "named mask, reciprocal": ("gf.where(m, 1 / (x * 2), 0.0)", [0.0, 4.0]),
+    "named mask, power": ("gf.where(m, (x * 2) ** 0.5, 0.0)", [0.0, 4.0]),
+    "named mask, sum below": ("gf.where(m, z / (x + 0.0), 0.0)", [0.0, 4.0]),
+    "named mask, two operations": ("gf.where(m, gf.log(x * 2) / gf.sqrt(x), 0.0)", [0.0, 4.0]),
+    "named mask, in each other": ("gf.where(m, gf.sqrt(z / (x * 1)), 0.0)", [0.0, 4.0]),
+    "logarithm below": ("gf.where(m, z / gf.log(x), 0.0)", [0.0, 4.0]),
+    "logarithm below, thrice": ("gf.where(m, z * (1 / gf.log(x)) ** 0.5, 0.0)", [0.0, 4.0]),
+    "huge exponent": ("gf.where(x < 9, 2.0 ** x, 0.0)", [1e200, 1.0]),
+    "difference of two": ("gf.where(x > z, gf.sqrt(x - z), 0.0)", [1.0, 4.0]),
+    "squares of two": ("gf.where(x > 0, gf.sqrt(x * x + (z - 1) ** 2), 0.0)", [0.0, 4.0]),
+    "two conditions": ("gf.where((x > 0) & (z > 0), gf.log(x) * z, 0.0)", [0.0, 4.0]),
+    "two conditions, other order": ("gf.where((z > 0) & (x > 0), z * gf.log(x * 3), 0.0)", [0.0, 4.0]),
+    "own variable named safe": ("gf.where(m, gf.sqrt(safe * x), 0.0)", [0.0, 4.0]),
     "over lines": ("gf.where(\n    x > 0,\n    gf.sqrt(x),\n    0.0,\n)", [0.0, 4.0]),
 }
 
@@ -370,22 +443,114 @@ def evaluated(source: str, **names: Any) -> Any:
 
 @pytest.mark.parametrize("name", TRAPS)
 def test_the_code_that_is_shown_mends_the_trap(name: str) -> None:
+    """It is run: all it gives is what the user's code gave, gradients where that chose are too, and 0 elsewhere."""
     source, values = TRAPS[name]
-    x = gf.tensor(values, dtype=gf.float64, requires_grad=True)
-    text = report(lambda: evaluated(source, x=x).sum().backward())
+    m = np.asarray([False, True])
+
+    def variables(at: slice) -> dict[str, Tensor]:
+        data = {"x": np.asarray(values), "z": np.asarray([1.0, 3.0]), "safe": np.asarray([5.0, 6.0])}
+        return {k: gf.tensor(v[at], dtype=gf.float64, requires_grad=True) for k, v in data.items()}
+
+    used, chosen = variables(slice(None)), variables(slice(1, None))
+    text = report(lambda: evaluated(source, m=gf.tensor(m), **used).sum().backward())
     assert " does not choose this element" in text and "0 · inf is nan" in text
-    fix = text.split("fix: choose before the operation, too:\n")[1].splitlines()
-    names: dict[str, Any] = {"gf": gf, "where": gf.where, "x": x}
-    exec(fix[0].strip(), names)
-    value = quiet(lambda: eval(fix[1].strip(), names))
+    *before, last = text.split("fix: choose before the operation, too:\n")[1].splitlines()
+    names: dict[str, Any] = {"gf": gf, "where": gf.where, "m": gf.tensor(m), **used}
+    for statement in before:
+        exec(statement.strip(), names)
+    value = quiet(lambda: eval(last.strip(), names))
     with np.errstate(all="ignore"):
-        assert np.array_equal(value.numpy(), evaluated(source, x=x).numpy())
+        assert np.array_equal(value.numpy(), evaluated(source, m=gf.tensor(m), **used).numpy())
     quiet(lambda: value.sum().backward())
-    assert x.grad is not None
-    assert x.grad[0].item() == 0.0 and np.isfinite(x.grad.numpy()).all()
+    evaluated(source, m=gf.tensor(m[1:]), **chosen).sum().backward()
+    for k, t in used.items():
+        expected = chosen[k].grad
+        assert (t.grad is None) is (expected is None)
+        if t.grad is not None and expected is not None:
+            np.testing.assert_allclose(t.grad.numpy(), [0.0, expected.item()], rtol=1e-12)
+
+
+EXPRESSIONS = st.recursive(
+    st.sampled_from(["x", "z"]),
+    lambda inner: st.one_of(
+        st.builds("gf.{}({})".format, st.sampled_from(["sqrt", "log", "exp", "log1p", "abs"]), inner),
+        st.builds("({}) {} ({})".format, inner, st.sampled_from(["/", "**", "*", "+", "-"]), inner),
+        st.builds("2.0 {} ({})".format, st.sampled_from(["/", "**", "-"]), inner),
+        st.builds("({}) {} 2.0".format, inner, st.sampled_from(["/", "**", "*"])),
+    ),
+    max_leaves=4,
+)
+TROUBLE = st.sampled_from([0.0, -1.0, 1.0, 1e200])
+
+
+@given(inner=EXPRESSIONS, branch=st.sampled_from([1, 2]), x=TROUBLE, z=TROUBLE)
+def test_the_code_that_is_shown_mends_any_expression(inner: str, branch: int, x: float, z: float) -> None:
+    source = f"gf.where(m, {inner}, 0.0)" if branch == 1 else f"gf.where(m, 0.0, {inner})"
+    m = gf.tensor([branch == 2, branch == 1])
+    used = {k: gf.tensor([v, 1.5], dtype=gf.float64, requires_grad=True) for k, v in {"x": x, "z": z}.items()}
     with np.errstate(all="ignore"):
-        expected = gf.grad(lambda chosen: evaluated(source, x=chosen).sum())(gf.tensor(values[1:], dtype=gf.float64))
-    np.testing.assert_allclose(x.grad.numpy()[1:], expected.numpy(), rtol=1e-12)
+        out = evaluated(source, m=m, **used)
+        if not out.requires_grad or not np.isfinite(out.numpy()).all():
+            return
+        out.sum().backward()
+    plain = [None if t.grad is None else t.grad.numpy() for t in used.values()]
+    for t in used.values():
+        t.grad = None
+    if not all(g is None or np.isfinite(g[1]) for g in plain):
+        return  # the element that was chosen has trouble of its own
+    try:
+        with gf.detect_anomaly():
+            evaluated(source, m=m, **used).sum().backward()
+        return
+    except AnomalyError as error:
+        text = str(error)
+    if "choose before the operation, too:\n" not in text:
+        assert "choose before the operation" in text or "does not choose" not in text
+        return
+    *before, last = text.split("too:\n")[1].splitlines()
+    names: dict[str, Any] = {"gf": gf, "m": m, **used}
+    for statement in before:
+        exec(statement.strip(), names)
+    with np.errstate(all="ignore"):
+        mended = eval(last.strip(), names)
+        assert np.array_equal(mended.numpy(), out.numpy())
+        mended.sum().backward()
+    rounding = 1e-9 * (1 + float(np.abs(out.numpy()).max()))  # terms that cancel are added in another order
+    for t, g in zip(used.values(), plain, strict=True):
+        assert (t.grad is None) is (g is None)
+        if t.grad is not None and g is not None:
+            assert t.grad[0].item() == 0.0
+            np.testing.assert_allclose(t.grad.numpy(), [0.0, g[1]], rtol=1e-9, atol=rounding)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "gf.where(x.reshape(2, 1) > 0, gf.log(x).reshape(2, 1), 0.0)",  # the condition has another shape
+        "gf.where(x > 0, gf.softmax(gf.log(x)), 0.0)",  # what is replaced would change the others
+        "gf.where(x > 0, root(x), 0.0)",
+        "gf.where(x > 0, gf.clip(root(x), 0.0) + 1, 0.0)",
+    ],
+)
+def test_where_no_code_is_known_the_pattern_is_shown(source: str) -> None:
+    x = f32([0.0, 4.0], requires_grad=True)
+    text = report(lambda: evaluated(source, x=x, root=gf.sqrt).sum().backward())
+    assert " does not choose this element" in text
+    assert re.search(
+        r"by a condition of its shape:\n {7}safe = gf.where\(condition, x, 1.0\)\n"
+        r" {7}gf.where\(condition, gf.\w+\(safe\), 0.0\)$",
+        text.split("  fix: ")[1],
+    )
+
+
+def test_a_softmax_of_nothing_but_masked_scores() -> None:
+    s, m = f32([[1.0, 2.0], [3.0, 4.0]], requires_grad=True), f32([[0.0, 0.0], [-np.inf, -np.inf]])
+
+    def run() -> None:
+        p = gf.softmax(s + m)
+        gf.where(m == 0, p, 0.0).sum().backward()
+
+    assert "in place of" not in report(run)
 
 
 def test_a_report_of_the_trap() -> None:
@@ -421,8 +586,20 @@ def test_the_trap_through_earlier_lines_and_modules() -> None:
     text = report(norms)
     assert text.startswith("the derivative of sqrt produced nan at flat index 1, index (1, 0),")
     assert f"why: the where at {line('norms chosen')} does not choose" in text
-    assert "safe = gf.where(squares.reshape(2) > 0, squares, 1.0)" in text
-    assert "gf.sqrt(safe)   # in place of gf.sqrt(squares)" in text
+    assert "squares.reshape" not in text.split("  fix: ")[1]  # (2,) and (2, 1) broadcast to something else
+    assert "safe = gf.where(condition, x, 1.0)\n       gf.where(condition, gf.sqrt(safe), 0.0)" in text
+
+
+def test_the_trap_through_an_earlier_line() -> None:
+    x = f32([3.0, 0.0], requires_grad=True)
+
+    def run() -> None:
+        roots = gf.sqrt(x * 2)
+        scaled = roots * 3.0
+        gf.where(x > 0, scaled, 0.0).sum().backward()
+
+    text = report(run)
+    assert "safe = gf.where(x > 0, x * 2, 1.0)\n       gf.sqrt(safe)   # in place of gf.sqrt(x * 2)" in text
 
 
 def test_the_trap_of_a_divided_vector() -> None:
@@ -784,6 +961,34 @@ def test_what_was_overwritten_is_forgotten() -> None:
     assert quiet(run) == [1.0, 1.0, 2.0, 0.0]
 
 
+def test_what_was_overwritten_through_another_view_is_forgotten() -> None:
+    def run() -> list[Tensor]:
+        whole, part = gf.log(f32([0.0, 1.0])), gf.log(f32([0.0, 1.0]))
+        view = part[0:1]
+        whole[0:1][...] = 0.0
+        view[...] = 0.0
+        assert whole.numpy().tolist() == [0.0, 0.0] and part.sum().item() == 0.0
+        return [whole, part, view]
+
+    quiet(run)
+    p = f32([0.0, 1.0])
+
+    def still_bad() -> None:
+        y = gf.log(p * 0.0)  # two of them
+        first = y[0:1]
+        first[...] = 0.0
+        y.numpy()
+
+    assert f"at {line('two of them')}" in report(still_bad)
+
+    def another() -> None:
+        y = gf.log(p)
+        y[0:1][...] = 0.0
+        (y + gf.log(p)).sum().item()  # the second logarithm
+
+    assert f"at {line('the second logarithm')}" in report(another).split("then passed")[0]
+
+
 def test_an_update_that_overflows_is_told_at_once() -> None:
     w = gf.Parameter(np.asarray([1.0, 1.0], a))
     optimizer = gf.optim.SGD([w], lr=10.0)
@@ -861,6 +1066,50 @@ def test_a_decorated_generator() -> None:
     with pytest.raises(AnomalyError, match="log produced -inf"):
         next(running)
     assert get_mode() is RECORD
+
+
+class Awaited:
+    async def __call__(self) -> None: ...
+
+
+async def coroutine() -> None: ...
+
+
+async def async_generator() -> AsyncIterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize("function", [coroutine, async_generator, functools.partial(coroutine), Awaited()])
+@pytest.mark.parametrize(
+    ("block", "written"),
+    [
+        (gf.detect_anomaly, "detect_anomaly()"),
+        (gf.no_grad, "no_grad()"),
+        (gf.enable_grad, "enable_grad()"),
+        (lambda: gf.set_grad_enabled(False), "set_grad_enabled(False)"),
+    ],
+)
+def test_what_is_awaited_is_not_decorated(function: Any, block: Callable[[], Any], written: str) -> None:
+    """A call of it only makes an object: the block would have been left before the body runs."""
+    with pytest.raises(DTypeError) as caught:
+        block()(function)
+    mistake, why, fix = str(caught.value).splitlines()
+    assert mistake.startswith(f"@gf.{written} on ") and "when it is awaited" in why and f"`with gf.{written}:`" in fix
+    assert get_mode() is RECORD
+
+
+def test_a_block_inside_of_a_coroutine() -> None:
+    async def logarithm(value: float) -> float:
+        with gf.detect_anomaly():
+            x = gf.log(f32(value))
+            await asyncio.sleep(0)
+            return float(x.item())
+
+    async def both() -> list[Any]:
+        return list(await asyncio.gather(logarithm(1.0), logarithm(0.0), logarithm(1.0), return_exceptions=True))
+
+    first, error, last = asyncio.run(both())
+    assert first == last == 0.0 and isinstance(error, AnomalyError)
 
 
 def test_a_generator_with_a_block_that_is_left_early() -> None:

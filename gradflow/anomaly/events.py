@@ -14,12 +14,15 @@ import numpy as np
 
 from gradflow.anomaly import report
 from gradflow.anomaly.report import Reason, Site
-from gradflow.anomaly.values import worst_of
+from gradflow.anomaly.values import is_finite
 from gradflow.errors import is_ours
-from gradflow.primitive import Primitive
+from gradflow.primitive import Namespace, Primitive
 from gradflow.tensor import Tensor
 
 REMEMBERED = 16  # ancestors of an event; the first ones are kept, which the producer is among
+
+
+Text = tuple[str, list[str]]  # mistake, details
 
 
 @dataclass(eq=False, repr=False)  # events hold events: the text of one would be endless
@@ -32,7 +35,8 @@ class Event:
         badness: of the worst element.
         value: of the element that is reported.
         produced: whether it was made here, of better.
-        mistake, details, reason: what a report of it says.
+        text, reason: what a report of it says (the mistake and the details; why and how to mend it). Both are put into
+            words only if they are asked for: most infinities are masked in time, and no report is made.
         site: where in the user's code; None if that is not known.
         line: the events that it came from, oldest first; bounded, so that a state that stays infinite costs no memory.
         spent: whether an operation has made another value of it.
@@ -43,8 +47,7 @@ class Event:
     badness: int
     value: float
     produced: bool
-    mistake: str
-    details: list[str]
+    text: Callable[[], Text]
     reason: Callable[[], Reason]
     site: Site | None
     line: tuple[Event, ...]
@@ -59,34 +62,44 @@ class Log:
     """The event of each bad array that is alive."""
 
     def __init__(self) -> None:
-        self.events: dict[int, tuple[weakref.ref[Any], Event]] = {}
+        self.events: dict[int, tuple[weakref.ref[Any], Event, Namespace]] = {}
         self.latest: Event | None = None
         self._count = itertools.count(1)
 
-    def new(self, result: np.ndarray, here: Any, parents: Sequence[Event], **rest: Any) -> Event:
+    def new(self, badness: int, here: Any, parents: Sequence[Event], **rest: Any) -> Event:
         """The next event; `here` is what `here()` gave where the operation was called."""
         before = {event.number: event for parent in parents for event in (*parent.line, parent)}
         line = tuple(before[number] for number in sorted(before)[:REMEMBERED])
-        return Event(next(self._count), badness=worst_of([result]), site=site_of(here), line=line, **rest)
+        return Event(next(self._count), badness=badness, site=site_of(here), line=line, **rest)
 
     def of(self, array: Any) -> Event | None:
         """The event of an array, if it is bad."""
         found = self.events.get(id(array))
         return found[1] if found is not None and found[0]() is array else None
 
-    def put(self, array: Any, event: Event) -> None:
+    def put(self, array: Any, event: Event, xp: Namespace) -> None:
         """Note the event of an array, as long as the array lives."""
         key, events = id(array), self.events
-        events[key] = weakref.ref(array, lambda _: events.pop(key, None)), event
+        events[key] = weakref.ref(array, lambda _: events.pop(key, None)), event, xp
         self.latest = event
 
-    def drop(self, array: Any) -> None:
-        """Forget the event of an array that was written."""
-        self.events.pop(id(array), None)
+    def drop(self, written: Any, xp: Namespace) -> None:
+        """Forget the event of an array that was written, and of all that share its memory and are fine by now."""
+        self.events.pop(id(written), None)
+        if not self.events:
+            return
+        owner, low, high = xp.backend.extent(written)
+        for key, (reference, _, of) in list(self.events.items()):
+            array = reference()
+            if array is None or of.backend is not xp.backend:
+                continue
+            other, start, end = xp.backend.extent(array)
+            if other is owner and start < high and low < end and is_finite(array, xp):
+                self.events.pop(key, None)
 
     def ends(self) -> list[Event]:
         """What is alive, and nothing was made of."""
-        return [event for _, event in list(self.events.values()) if not event.spent]
+        return [event for _, event, _ in list(self.events.values()) if not event.spent]
 
 
 # ---------------------------------------------------------------- where an operation was called
@@ -129,15 +142,15 @@ def operand_names(primitive: Primitive, count: int) -> list[str]:
     return [*fixed, *(f"{last}[{i}]" for i in range(count - len(fixed)))]
 
 
-def origins(log: Log, names: Sequence[str], arrays: Sequence[Any]) -> list[str]:
+def makers(log: Log, names: Sequence[str], arrays: Sequence[Any]) -> list[tuple[str, Event]]:
+    """Names of bad operands, and the events that they came from."""
+    events = ((name, log.of(array)) for name, array in zip(names, arrays, strict=True))
+    return [(name, event.producer() or event) for name, event in events if event is not None]
+
+
+def origins(found: Sequence[tuple[str, Event]]) -> list[str]:
     """Lines that say where bad operands came from."""
-    lines = []
-    for name, array in zip(names, arrays, strict=True):
-        event = log.of(array)
-        maker = None if event is None else event.producer() or event
-        if maker is not None and maker.site is not None:
-            lines.append(f"{name} holds what {maker.name} gave at {maker.site.line()}")
-    return lines
+    return [f"{name} holds what {e.name} gave at {e.site.line()}" for name, e in found if e.site is not None]
 
 
 def values_line(values: dict[str, Any]) -> list[str]:

@@ -24,11 +24,32 @@ import numpy as np
 
 from gradflow import tape
 from gradflow.anomaly import report
-from gradflow.anomaly.events import Event, Log, here, operand_names, origins, site_of, summaries, values_line
+from gradflow.anomaly.events import (
+    Event,
+    Log,
+    Text,
+    here,
+    makers,
+    operand_names,
+    origins,
+    site_of,
+    summaries,
+    values_line,
+)
 from gradflow.anomaly.report import Reason
 from gradflow.anomaly.sweep import Sweep, rule_of
-from gradflow.anomaly.values import FINE, NAN, badness_of, first_of_worst, is_finite, locate, worst_of
-from gradflow.arguments import flag
+from gradflow.anomaly.values import (
+    FINE,
+    INFINITE,
+    NAN,
+    badness_of,
+    first_of_worst,
+    handed_on,
+    is_finite,
+    locate,
+    worst_of,
+)
+from gradflow.arguments import flag, not_async
 from gradflow.mode import NO_GRAD, RECORD, Interpreter, Mode, get_mode, resumed, set_mode, using
 from gradflow.primitive import Primitive
 from gradflow.tape import Node
@@ -89,32 +110,56 @@ class Hunt:
     ) -> None:
         xp, arrays = out._xp, [t._data for t in operands]
         hosts, result = [xp.backend.to_numpy(a) for a in arrays], xp.backend.to_numpy(out._data)
+        if (mask := handed_on(result, hosts)) is not None:
+            self._put_mask(primitive, operands, out, kept, float(mask))
+            return
         place = locate(lambda *a: getattr(xp, primitive.name)(*a, **settings), xp, result, hosts)
         value = float(result[place.at])
         names = operand_names(primitive, len(operands))
         if place.values is None:
-            values, details = {}, summaries(names, hosts)
+            values, seen = {}, summaries(names, hosts)  # in words now: arrays may be written before a report is made
         else:
-            values = dict(zip(names, (v.item() for v in place.values), strict=True))
-            details = values_line(values)
+            values, seen = dict(zip(names, (v.item() for v in place.values), strict=True)), []
+        found = makers(self.log, names, arrays)
+
+        def text() -> Text:
+            where = report.position(place.at, result_shape, "its result")
+            mistake = f"{primitive.name} produced {report.number(value)} {where}."
+            return mistake, [*seen, *values_line(values), *origins(found)]
+
+        result_shape = result.shape
         from_infinities = math.isnan(value) and worst_of(hosts) > FINE
         event = self.log.new(
-            result,
+            place.badness,
             kept,
             self._parents(operands),
             name=primitive.name,
             value=value,
             produced=place.produced,
-            mistake=f"{primitive.name} produced {report.number(value)} "
-            f"{report.position(place.at, result.shape, 'its result')}.",
-            details=[*details, *origins(self.log, names, arrays)],
+            text=text,
             reason=partial(
                 report.why_forward, primitive.name, values, result.dtype, value, from_infinities, site_of(kept)
             ),
         )
-        self.log.put(out._data, event)
+        self.log.put(out._data, event, out._xp)
         if self.at_once and event.produced and self._counts(event):
             raise self._error(event, event, inside=True)
+
+    def _put_mask(
+        self, primitive: Primitive, operands: Operands, out: Tensor, kept: tuple[Any, ...], value: float
+    ) -> None:
+        """Note infinities that an operation was given: a report lists it among others, and never begins with it."""
+        event = self.log.new(
+            INFINITE,
+            kept,
+            self._parents(operands),
+            name=primitive.name,
+            value=value,
+            produced=False,
+            text=_never_told,
+            reason=_never_told,
+        )
+        self.log.put(out._data, event, out._xp)
 
     def _parents(self, operands: Operands) -> list[Event]:
         return [event for t in operands if (event := self.log.of(t._data)) is not None]
@@ -130,7 +175,7 @@ class Hunt:
         bad = [i for i, t in enumerate(written) if not is_finite(t._data, xp)]
         parents = self._parents(operands) if self.log.events else []
         for t in written:
-            self.log.drop(t._data)
+            self.log.drop(t._data, xp)
         if not bad:
             return
         hosts = [xp.backend.to_numpy(t._data) for t in read]
@@ -141,18 +186,22 @@ class Hunt:
             fresh = badness_of(host) > before
             at = first_of_worst(badness_of(host), fresh)
             value = float(host[at])
+            where = report.position(at, host.shape, names[i])
+            told = (
+                f"{primitive.name} wrote {report.number(value)} {where}.",
+                summaries(names[primitive.writes :], hosts),
+            )
             event = self.log.new(
-                host,
+                worst_of([host]),
                 here(operands),
                 parents,
                 name=primitive.name,
                 value=value,
                 produced=bool(fresh.any()),
-                mistake=f"{primitive.name} wrote {report.number(value)} {report.position(at, host.shape, names[i])}.",
-                details=summaries(names[primitive.writes :], hosts),
+                text=partial(_as_it_is, told),
                 reason=partial(report.why_forward, primitive.name, {}, host.dtype, value, before > FINE, None),
             )
-            self.log.put(written[i]._data, event)
+            self.log.put(written[i]._data, event, xp)
             if event.produced and self._counts(event):
                 raise self._error(event, event, inside=True)
 
@@ -222,7 +271,7 @@ class Hunt:
         if producer is not None and self._counts(event):
             raise self._error(producer, event, used)
         if producer is None and data and event.badness == NAN:
-            first = next((e for e in event.line if e.name != "copy"), event)  # gf.tensor copies its data
+            first = next((e for e in event.line if e.badness == NAN and e.name != "copy"), event)  # gf.tensor copies
             why = f"no operation made it: it was in the operands of {first.name} already."
             reason = why, "look at the data before training: gf.isfinite(batch).all()"
             raise self._error(first, event, used, reason=reason)
@@ -239,15 +288,25 @@ class Hunt:
         self, first: Event, last: Event, used: str = "", *, reason: Reason | None = None, inside: bool = False
     ) -> Exception:
         """The report of `first`, from which `last` came; `inside` its module, which writes its path into it itself."""
-        mistake = first.mistake if first.produced else first.mistake.replace(" produced ", " passed on ", 1)
+        mistake, told = first.text()
+        if not first.produced:
+            mistake = mistake.replace(" produced ", " passed on ", 1)
         where = report.where_it_ran(first.site)
-        details = [*first.details, *(where[:1] if inside else where)]
+        details = [*told, *(where[:1] if inside else where)]
         steps = [event for event in (*last.line, last) if event.number > first.number]
         passed_on = [
             f"{e.name} ({report.number(e.value)}{', produced' if e.produced else ''}) {report.where_it_ran(e.site)[0]}"
             for e in steps
         ]
         return report.anomaly(mistake, details, passed_on, reason or first.reason(), used)
+
+
+def _as_it_is(text: Text) -> Text:
+    return text
+
+
+def _never_told() -> Any:
+    raise AssertionError("a report began with infinities that an operation was given")
 
 
 # ---------------------------------------------------------------- for users
@@ -303,7 +362,8 @@ class detect_anomaly:  # noqa: N801  (reads as a statement: `with gf.detect_anom
             hunt.judge_ends()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Hunt in every call of a function, or while a generator runs."""
+        """Hunt in every call of a function, or while a generator runs; coroutine functions are refused."""
+        not_async("detect_anomaly()", function)
 
         @wraps(function)
         def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradflow.anomaly import guard
 from gradflow.errors import AnomalyError, explain
 
 Values = dict[str, float]
@@ -71,6 +72,13 @@ class Site(NamedTuple):
         except SyntaxError:
             return None
 
+    def contains(self, other: Site) -> bool:
+        """Whether another call in the same code stands within this one."""
+        (first, last, start, end), (top, bottom, left, right) = self._span(), other._span()
+        if start is None or end is None or left is None or right is None:
+            return False
+        return (first, start) <= (top, left) and (bottom, right) <= (last, end)
+
     def _span(self) -> tuple[int, int, int | None, int | None]:
         first, last, start, end = next(islice(self.code.co_positions(), self.instruction // 2, None))
         line = first or self.code.co_firstlineno
@@ -78,28 +86,19 @@ class Site(NamedTuple):
 
 
 # ---------------------------------------------------------------- advice in the user's own terms
-_OPERATORS = {ast.Div: "divide", ast.Pow: "power", ast.FloorDiv: "floor_divide", ast.Mod: "remainder"}
 _SIMPLE = (ast.Name, ast.Call, ast.Attribute, ast.Subscript, ast.Constant)
 
 
-def _operands(expression: ast.expr, name: str) -> list[str]:
-    """The operands' text, if the expression is a call of the primitive: f(x, y), x.f(y) or x / y; else none."""
-    found: list[ast.expr] = []
-    if isinstance(expression, ast.BinOp) and _OPERATORS.get(type(expression.op)) == name:
-        found = [expression.left, expression.right]
-    elif isinstance(expression, ast.Call) and isinstance(called := expression.func, ast.Name | ast.Attribute):
-        if name != (called.id if isinstance(called, ast.Name) else called.attr):
-            return []
-        count = 2 if name in _OPERATORS.values() else 1
-        method = isinstance(called, ast.Attribute) and len(expression.args) < count
-        found = [*([called.value] if method and isinstance(called, ast.Attribute) else []), *expression.args]
+def _texts(expression: ast.expr, name: str) -> list[str]:
+    """The operands' text, in parentheses where an operator may stand next to it."""
+    found = guard.operands(expression, name)
     return [ast.unparse(e) if isinstance(e, _SIMPLE) else f"({ast.unparse(e)})" for e in found]
 
 
 def _personal(fix: str, name: str, site: Site | None) -> str:
     """Advice about x and y, with what the user calls them."""
     expression = site.expression() if site else None
-    operands = dict(zip("xy", _operands(expression, name) if expression else [], strict=False))
+    operands = dict(zip("xy", _texts(expression, name) if expression else [], strict=False))
     return re.sub(r"\b[xy]\b", lambda word: operands.get(word[0], word[0]), fix)
 
 
@@ -216,13 +215,17 @@ def why_backward(
 
 
 class Trap(NamedTuple):
-    """A `where` that did not choose the element whose derivative went bad: its site, and which branch that was."""
+    """A `where` that did not choose the element whose derivative went bad.
+
+    Attributes:
+        site: of the where.
+        branch: 1 or 2, the position of x or y in where(condition, x, y).
+        way: the primitives between the operation and the where.
+    """
 
     site: Site | None
-    branch: int  # 1 or 2: the position of x or y in where(condition, x, y)
-
-
-_GUARDED = {"divide": 1, "floor_divide": 1, "remainder": 1}  # which operand to make safe; of all others the first
+    branch: int
+    way: tuple[str, ...] = ()
 
 
 def why_trapped(name: str, trap: Trap, site: Site | None, cotangent: float | None) -> Reason:
@@ -233,61 +236,36 @@ def why_trapped(name: str, trap: Trap, site: Site | None, cotangent: float | Non
         f"the where{line} does not choose this element, but derivatives go into both branches: into this one goes "
         f"a cotangent{given}, and the derivative of {name} there is not finite; 0 · inf is nan."
     )
-    return why, "choose before the operation, too:\n       " + "\n       ".join(_guarded(name, trap, site))
+    return why, _choose_before(name, trap, site)
 
 
-def _guarded(name: str, trap: Trap, site: Site | None) -> list[str]:
-    """The user's own where with a safe operand in the branch at fault; an example if the source is not found."""
-    example = ast.parse(_example(name), mode="eval").body
+def _choose_before(name: str, trap: Trap, site: Site | None) -> str:
+    """The user's own where with safe operands in the branch at fault; the pattern if no such code is known."""
     call = trap.site.expression() if trap.site else None
-    if not (isinstance(call, ast.Call) and ast.unparse(call.func).endswith("where") and len(call.args) == 3):
-        gf_where = ast.parse("gf.where", mode="eval").body
-        call = ast.Call(gf_where, [ast.Name("condition"), example, ast.Constant(0.0)], [])
-        trap = trap._replace(branch=1)
-    where, condition, branch = ast.unparse(call.func), call.args[0], call.args[trap.branch]
-    made = site.expression() if site else None  # where the branch is only a name
-    places = [(e, found) for e in (branch, made, example) if e and (found := _at_fault(name, condition, e))]
-    target, at_fault = places[0]
-    chosen = (at_fault, "1.0") if trap.branch == 1 else ("1.0", at_fault)
-    safe = f"safe = {where}({ast.unparse(condition)}, {', '.join(chosen)})"
-    mended = _replaced(target, at_fault)
-    if target is branch:
-        args = [mended if arg is branch else ast.unparse(arg) for arg in call.args]
-        return [safe, f"{where}({', '.join(args)})"]
-    return [safe, f"{mended}   # in place of {ast.unparse(target)}"]
+    if isinstance(call, ast.Call) and guard.called_as(call) == "where" and len(call.args) == 3 and not call.keywords:
+        for target in _targets(call, trap, site):
+            if (lines := guard.mended(call, trap.branch, name, target)) is not None:
+                return "\n       ".join(["choose before the operation, too:", *lines])
+    if not guard.is_guarded(name):
+        return (
+            "choose before the operation that was given or made something infinite, too: gf.where(condition, x, 1.0) "
+            "in the place of its operand x, with a condition of the shape of x"
+        )
+    example = ast.unparse(guard.example(name))
+    pattern = ast.parse(f"gf.where(condition, {example}, 0.0)", mode="eval").body
+    assert isinstance(pattern, ast.Call)
+    lines = guard.mended(pattern, 1, name, pattern.args[1]) or []
+    return "\n       ".join([f"choose before the operation, too, for {example} by a condition of its shape:", *lines])
 
 
-def _example(name: str) -> str:
-    signs = {"divide": "/", "power": "**", "floor_divide": "//", "remainder": "%"}
-    return f"x {signs[name]} y" if name in signs else f"gf.{name}(x)"
-
-
-def _at_fault(name: str, condition: ast.expr, target: ast.expr) -> str | None:
-    """What to replace in an expression: the variable that the condition asks about, or the primitive's operand."""
-    operands = _operands(target, name)
-    return _common_name(condition, target) or (operands[_GUARDED.get(name, 0)] if operands else None)
-
-
-def _common_name(condition: ast.expr, branch: ast.expr) -> str | None:
-    """The one variable that the condition asks about and the branch computes with."""
-    asked, used = ({n.id for n in ast.walk(e) if isinstance(n, ast.Name)} for e in (condition, branch))
-    called = {n.func.value.id for n in ast.walk(condition) if isinstance(n, ast.Call)
-              and isinstance(n.func, ast.Attribute) and isinstance(n.func.value, ast.Name)
-              and n.func.value.id in ("gf", "gradflow")}  # fmt: skip
-    common = (asked & used) - called - {"gf", "gradflow"}
-    return common.pop() if len(common) == 1 and not isinstance(branch, ast.Name) else None
-
-
-def _replaced(expression: ast.expr, text: str) -> str:
-    """The expression with `safe` wherever `text` stands."""
-
-    class Replace(ast.NodeTransformer):
-        def visit(self, node: ast.AST) -> Any:
-            if isinstance(node, ast.expr) and ast.unparse(node) == text:
-                return ast.Name("safe", ast.Load())
-            return self.generic_visit(node)
-
-    return ast.unparse(Replace().visit(ast.parse(ast.unparse(expression), mode="eval").body))
+def _targets(call: ast.Call, trap: Trap, site: Site | None) -> list[ast.expr]:
+    """What to mend: the branch if the operation ran in it, else the operation's own expression, earlier in the code."""
+    if site is None or trap.site is None or site.code is not trap.site.code:
+        return []
+    if trap.site.contains(site):
+        return [call.args[trap.branch]]
+    made = site.expression()
+    return [made] if made is not None and all(map(guard.is_elementwise, trap.way)) else []
 
 
 # ---------------------------------------------------------------- the message

@@ -14,6 +14,7 @@ from gradflow.anomaly import report
 from gradflow.anomaly.events import (
     Event,
     Log,
+    makers,
     operand_names,
     operands_of,
     origins,
@@ -158,7 +159,7 @@ class Sweep:
             name=f"the derivative of {primitive.name}",
             what=f"the cotangent of {operand}",
             produced=place.produced,
-            details=[*details, *origins(self.log, list(arrays), list(arrays.values()))],
+            details=[*details, *origins(makers(self.log, list(arrays), list(arrays.values())))],
             reason=reason,
         )
 
@@ -218,11 +219,22 @@ class Sweep:
         )
 
     def _put(
-        self, ct: Any, out: np.ndarray, at: Index, here: Any, parents: list[Event], name: str, what: str, **rest: Any
+        self,
+        ct: Any,
+        out: np.ndarray,
+        at: Index,
+        here: Any,
+        parents: list[Event],
+        name: str,
+        what: str,
+        details: list[str],
+        **rest: Any,
     ) -> Event:
         value = float(out[at])
         mistake = f"{name} produced {report.number(value)} {report.position(at, out.shape, what)}."
-        event = self.log.new(out, here, parents, name=name, value=value, mistake=mistake, **rest)
+        event = self.log.new(
+            worst_of([out]), here, parents, name=name, value=value, text=lambda: (mistake, details), **rest
+        )
         for array in (raw(ct), *arrays_of(ct)):
             self.events[id(array)] = array, event
         self.tell(event)
@@ -241,8 +253,9 @@ class Sweep:
             marked[at] = True
         if not g.size or (g[marked] != 0).any():
             return None
-        visited, way = {node}, [(node, marked)]
-        for receiver, marked in way:  # grows while it is read: breadth first
+        between: tuple[str, ...] = ()
+        visited, way = {node}, [(node, marked, between)]
+        for receiver, marked, between in way:  # grows while it is read: breadth first
             for sender, i, condition in self.users.get(receiver, ()):
                 reached = _carried(marked, sender)
                 if reached is None or sender in visited:
@@ -251,9 +264,9 @@ class Sweep:
                     held = self.xp.backend.to_numpy(condition).astype(np.bool_)
                     chosen = np.broadcast_to(held if i == 1 else ~held, sender.shape)
                     if not (chosen & reached).any():
-                        return Trap(site_of(getattr(sender, "site", None)), i)
+                        return Trap(site_of(getattr(sender, "site", None)), i, between)
                 visited.add(sender)
-                way.append((sender, reached))
+                way.append((sender, reached, (*between, sender.primitive.name)))
         return None
 
 
