@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 from gradflow import backend, config
-from gradflow.primitive import _NAMESPACES, REGISTRY
+from gradflow.primitive import _NAMESPACES, REGISTRY, _forget
 from gradflow.tensor import OPS
 from gradflow.testing.plugin import register_profiles
 
@@ -52,10 +52,14 @@ def _sealed() -> Iterator[None]:
 
 @pytest.fixture
 def visitors() -> Iterator[None]:
-    """Primitives that the test declares leave the registry with it."""
-    residents = set(REGISTRY)
+    """Primitives that the test declares leave the registry with it; the others have their compositions again."""
+    residents = {name: primitive.impl for name, primitive in REGISTRY.items()}
     yield
-    for name in set(REGISTRY) - residents:
+    for name, impl in residents.items():
+        if REGISTRY[name].impl is not impl:
+            REGISTRY[name].impl = impl
+            _forget(name)
+    for name in REGISTRY.keys() - residents.keys():
         del REGISTRY[name]
         for xp in (OPS, *_NAMESPACES.values()):
             for found in [found for found in vars(xp) if found.startswith(name)]:

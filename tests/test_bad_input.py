@@ -27,8 +27,6 @@ from gradflow.data import DataLoader, TensorDataset
 from gradflow.errors import GradflowError
 from gradflow.mode import get_mode
 from gradflow.ops.random import default_generator
-from gradflow.primitive import REGISTRY, _forget
-from gradflow.tensor import OPS
 from gradflow.testing import without_kernels
 
 pytest.importorskip("safetensors")
@@ -498,20 +496,13 @@ ACCEPTED = {  # beside None where it is the default
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visitors: None) -> Iterator[Path]:
     """A folder with a whole file in it, and the process as it was, afterwards."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "whole").write_bytes(saved_file())
-    registered = set(REGISTRY)
     yield tmp_path
     config.set_default_dtype(gf.float32)
     gf.set_backend(None)
-    for name in set(REGISTRY) - registered:
-        del REGISTRY[name]
-        delattr(OPS, name)
-    if REGISTRY["tanh"].impl is not None:
-        REGISTRY["tanh"].impl = None
-        _forget("tanh")
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -96,6 +96,7 @@ QUIET = ("save", "load", "training.fit", "training.evaluate", "set_backend", "us
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name not in (*QUIET, "set_grad_enabled")])
 @pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.usefixtures("visitors")
 def test_every_function_lets_go_of_its_graph(name: str, create_graph: bool) -> None:
     function, right = CALLS[name]
 
