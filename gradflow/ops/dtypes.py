@@ -52,7 +52,7 @@ def _dtype_of(function: str, x: Any, kinds: str) -> np.dtype[Any]:
             explain(
                 f"{function} of {dtype}.",
                 "finfo tells of floating-point dtypes, iinfo of integer ones.",
-                f"gf.{other}({dtype})" if dtype.kind != "b" else f"gf.{function}(x.dtype) of a tensor of numbers",
+                f"gf.{other}(gf.{dtype})" if dtype.kind != "b" else f"gf.{function}(x.dtype) of a tensor of numbers",
             )
         )
     return check_dtype(dtype)
