@@ -156,3 +156,7 @@ def test_info_of_a_choice_that_fails(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr("gradflow.__main__.get_backend", refuse)
     assert main(["info"]) == 1
     assert "backend: none. nunpy names no backend" in capsys.readouterr().out
+
+
+def test_one_element_without_axes() -> None:
+    assert gf.ones((1, 1)).reshape().shape == ()
