@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -122,8 +121,7 @@ class Comparison:
     def _gradient_at_x(self) -> Array:
         if self._gradient is None or self._gradient[0] is not self.weights:
             _, pulled = self._values_and_pullback(self.subject.x, self.weights)
-            flat = np.concatenate([g.reshape(-1) for g in pulled]) if pulled else np.zeros(self.subject.x.size)
-            self._gradient = self.weights, flat
+            self._gradient = self.weights, np.concatenate([g.reshape(-1) for g in pulled])
         return self._gradient[1]
 
     def _analytic(self, v: Array, support: Array) -> tuple[float, float]:
@@ -155,10 +153,8 @@ class Comparison:
 
     def _resolution(self) -> float:
         """How much rounding may change the weighted sum of the results."""
-        return math.sqrt(sum(float(((w * y * eps) ** 2).sum()) for w, y, eps in self._weighted()))
-
-    def _weighted(self) -> Iterator[tuple[Array, Array, float]]:
-        return zip(self.weights, self.at_x, self.eps, strict=True)
+        terms = zip(self.weights, self.at_x, self.eps, strict=True)
+        return math.sqrt(sum(float(((w * y * eps) ** 2).sum()) for w, y, eps in terms))
 
     def _compare(self, v: Array, support: Array) -> Wrong | str | None:
         """None where the derivatives agree, the reason why they need not, or how they differ."""

@@ -203,7 +203,7 @@ def _compared(original: Subject, order: int, mode: How, options: _Options) -> Ch
         wrong = wrong or check.along(direction(rng, subject.x.shape))
     if wrong is not None:
         _report(original, subject, wrong, order, mode, options)
-    if subject.x.size and check.at_x and not check.done:
+    if subject.x.size and not check.done:
         _nothing_checked(subject, check.rejected)
     return Checked(check.done, tuple(dict.fromkeys(check.rejected)))
 
@@ -230,7 +230,7 @@ def _report(original: Subject, subject: Subject, wrong: Wrong, order: int, mode:
     blame = (
         f"the rule of {guilty[0]} for {guilty[1]!r} disagrees by itself."
         if guilty
-        else ("each primitive that it calls agrees by itself, so look at derivatives given by hand.")
+        else "each primitive that it calls agrees by itself, so look at derivatives given by hand."
     )
     name = {"vjp": "reverse", "jvp": "forward"}[mode]
     line = _reproduce(original, order, mode, options)
