@@ -1,0 +1,921 @@
+"""Lowering: from a trace's equations to nodes over rows and columns.
+
+`Lowering` is one more `xp`: primitives that have an implementation in terms of others run it on symbols, arrays that
+are not computed yet, so composite operations need nothing here. On the way views vanish into strides, numbers are
+folded, common subexpressions are shared (each node is kept by what it computes), a broadcast sinks below the operations
+on it, and matrix products with a tiny inner length become element-wise sums. What has no form as nodes becomes a `call`
+of the primitive's own kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradflow.backend import ARRAY
+from gradflow.compiler.graph import Graph, Node, Space, Store, Value, View, is_number
+from gradflow.ops import update
+from gradflow.ops.axes import kept_shape
+from gradflow.primitive import REGISTRY
+
+Shape = tuple[int, ...]
+
+
+class UnsupportedError(Exception):
+    """A trace that has no lowered form; it runs equation by equation."""
+
+
+class Symbol:
+    """An array that is not computed yet: a strided view of a value, of any number of axes."""
+
+    __slots__ = ("lowering", "offset", "shape", "strides", "value")
+    __array_ufunc__ = None
+    __hash__ = object.__hash__
+
+    def __init__(self, lowering: Lowering, value: Value, offset: int, strides: Shape, shape: Shape) -> None:
+        self.lowering, self.value, self.offset, self.strides, self.shape = lowering, value, offset, strides, shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.value.dtype
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def at(self, offset: int, strides: Sequence[int], shape: Sequence[int]) -> Symbol:
+        """The same value seen otherwise."""
+        return Symbol(self.lowering, self.value, offset, tuple(strides), tuple(shape))
+
+    @property
+    def is_number(self) -> bool:
+        return self.value.kind == "number"
+
+    def __add__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("add", self, other)
+
+    def __radd__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("add", other, self)
+
+    def __sub__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("subtract", self, other)
+
+    def __rsub__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("subtract", other, self)
+
+    def __mul__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("multiply", self, other)
+
+    def __rmul__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("multiply", other, self)
+
+    def __truediv__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("divide", self, other)
+
+    def __rtruediv__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("divide", other, self)
+
+    def __pow__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("power", self, other)
+
+    def __rpow__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("power", other, self)
+
+    def __neg__(self) -> Symbol:
+        return self.lowering.elementwise("negative", self)
+
+    def __eq__(self, other: object) -> Symbol:  # type: ignore[override]
+        return self.lowering.elementwise("equal", self, other)
+
+    def __ne__(self, other: object) -> Symbol:  # type: ignore[override]
+        return self.lowering.elementwise("not_equal", self, other)
+
+    def __lt__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("less", self, other)
+
+    def __le__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("less_equal", self, other)
+
+    def __gt__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("greater", self, other)
+
+    def __ge__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("greater_equal", self, other)
+
+    def __and__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("bitwise_and", self, other)
+
+    def __or__(self, other: Any) -> Symbol:
+        return self.lowering.elementwise("bitwise_or", self, other)
+
+    def __invert__(self) -> Symbol:
+        return self.lowering.elementwise("bitwise_invert", self)
+
+
+# ---------------------------------------------------------------- what is computed element by element
+_COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}
+_TESTS = {"isnan", "isfinite", "isinf"}
+_LOGIC = {"logical_and", "logical_or", "logical_xor", "logical_not"}
+ELEMENTWISE = (
+    {"add", "subtract", "multiply", "divide", "negative", "square", "abs", "sign", "floor", "exp", "log", "log1p"}
+    | {"sqrt", "tanh", "sigmoid", "erf", "maximum", "minimum", "where", "power", "remainder", "floor_divide", "cast"}
+    | {"bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_invert", "copy"}
+    | _COMPARISONS | _TESTS | _LOGIC
+)  # fmt: skip
+_FLOAT_ONLY = {"divide", "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "erf", "floor", "power", "remainder"}
+_BOOL = np.dtype(np.bool_)
+_KINDS = ("f", "i", "u", "b")
+
+_EVALUATE: dict[str, Callable[..., Any]] = {
+    "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "negative": np.negative,
+    "square": np.square, "sqrt": np.sqrt, "maximum": np.maximum, "minimum": np.minimum, "equal": np.equal,
+    "not_equal": np.not_equal, "less": np.less, "less_equal": np.less_equal, "greater": np.greater,
+    "greater_equal": np.greater_equal, "exp": np.exp, "log": np.log, "power": np.power,
+}  # fmt: skip
+
+
+class Lowering:
+    """`xp` on symbols: what a rule or an implementation asks of it becomes nodes.
+
+    Args:
+        namespace: the backend's namespace on raw arrays; it says what shape a `call` gives.
+        thin: inner lengths up to it make no matrix product but sums of products.
+        share: whether common subexpressions are computed once.
+    """
+
+    def __init__(self, namespace: Any, *, thin: int = 4, share: bool = True) -> None:
+        self.namespace, self.thin, self.share = namespace, thin, share
+        self.graph = Graph()
+        self.memo: dict[Any, Value] = {}
+        self.memory = _Memory(self)
+        self.checks: list[Node] = []
+        self.site = ""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in REGISTRY:
+            raise AttributeError(name)
+        return lambda *operands, **settings: self.apply(name, operands, settings)
+
+    def apply(self, name: str, operands: Sequence[Any], settings: dict[str, Any]) -> Symbol:
+        """Lower one operation."""
+        symbols = [self.symbol(operand, operands) for operand in operands]
+        if name in ELEMENTWISE and name != "copy":
+            return self.elementwise(name, *symbols)
+        special = getattr(self, f"lower_{name}", None)
+        if special is not None:
+            return special(*symbols, **settings)  # type: ignore[no-any-return]
+        prim = REGISTRY[name]
+        if prim.impl is not None:
+            return self.symbol(prim.impl(self, *symbols, **settings), symbols)
+        return self.call(name, symbols, settings)
+
+    # ------------------------------------------------------------ symbols
+    def symbol(self, operand: Any, among: Sequence[Any] = ()) -> Symbol:
+        """An operand as a symbol; a Python number takes the dtype of the others."""
+        if isinstance(operand, Symbol):
+            return operand
+        if isinstance(operand, np.ndarray) and operand.ndim:
+            return self.constant(operand)
+        if isinstance(operand, np.generic | np.ndarray):
+            return self.number(operand.item(), operand.dtype)
+        others = [s.dtype for s in among if isinstance(s, Symbol)]
+        return self.number(operand, np.result_type(*others, operand) if others else np.result_type(operand))
+
+    def number(self, number: Any, dtype: np.dtype[Any]) -> Symbol:
+        """A number known now."""
+        return Symbol(self, Value(dtype, (1, 1), "number", dtype.type(number).item()), 0, (), ())
+
+    def constant(self, array: np.ndarray[Any, Any]) -> Symbol:
+        """An array known now."""
+        held = np.ascontiguousarray(array)
+        value = Value(held.dtype, (1, held.size), "constant", held)
+        return self.dense(value, array.shape)
+
+    def dense(self, value: Value, shape: Shape) -> Symbol:
+        """A value seen in a shape, row-major."""
+        return Symbol(self, value, 0, contiguous(shape), shape)
+
+    def new(self, op: str, operands: list[View], home: Space, space: Space, dtype: Any, settings: Any = None) -> Value:
+        """The value of a node; one that is computed already is not computed again."""
+        key = (op, dtype, home, space, *(view.key for view in operands)) if settings is None and self.share else None
+        if key is not None and key in self.memo:
+            return self.memo[key]
+        value = Value(np.dtype(dtype), home, "node")
+        node = Node(op, operands, value, space, len(self.graph.nodes), settings, self.site)
+        value.source = node
+        self.graph.nodes.append(node)
+        if key is not None:
+            self.memo[key] = value
+        return value
+
+    # ------------------------------------------------------------ element by element
+    def elementwise(self, op: str, *operands: Any, dtype: Any = None) -> Symbol:
+        """One operation on each element, with broadcasting; the result has `dtype`, by default the common one."""
+        symbols = [self.symbol(operand, operands) for operand in operands]
+        symbols, out = self._typed(op, symbols, dtype)
+        shape = np.broadcast_shapes(*(s.shape for s in symbols))
+        if all(s.is_number for s in symbols):
+            folded = self._folded(op, symbols, out)
+            if folded is not None:
+                return folded.at(0, (0,) * len(shape), shape)
+        op, symbols, same = self._simplified(op, symbols, out)
+        if same is not None:
+            return broadcast(same, shape)
+        symbols = [broadcast(s, shape) for s in symbols]
+        return self._over_rows_and_columns(op, symbols, shape, out)
+
+    def _typed(self, op: str, symbols: list[Symbol], dtype: Any) -> tuple[list[Symbol], np.dtype[Any]]:
+        """The operands in one dtype, and the dtype of the result."""
+        if op == "cast":
+            return symbols, np.dtype(dtype)
+        if op == "where":
+            condition, *rest = symbols
+            if condition.dtype != _BOOL:
+                condition = self.elementwise("not_equal", condition, 0)
+            rest, out = self._common(rest)
+            return [condition, *rest], out
+        if op in _LOGIC:
+            return [s if s.dtype == _BOOL else self.elementwise("not_equal", s, 0) for s in symbols], _BOOL
+        if op in _TESTS:
+            return symbols, _BOOL
+        symbols, out = self._common(symbols)
+        if out.kind not in _KINDS or op in _FLOAT_ONLY and out.kind != "f":
+            raise UnsupportedError(f"{op} of {out}")
+        return symbols, _BOOL if op in _COMPARISONS else out
+
+    def _common(self, symbols: list[Symbol]) -> tuple[list[Symbol], np.dtype[Any]]:
+        strong = [s.dtype for s in symbols if not s.is_number] or [s.dtype for s in symbols]
+        out = np.result_type(*strong)
+        if out.kind != "f" and any(s.is_number and s.dtype.kind == "f" for s in symbols):
+            out = np.result_type(out, *(s.dtype for s in symbols))
+        return [self.cast(s, out) for s in symbols], out
+
+    def cast(self, s: Symbol, dtype: np.dtype[Any]) -> Symbol:
+        """A symbol in another dtype."""
+        if s.dtype == dtype:
+            return s
+        if s.is_number:
+            return self.number(s.value.source, dtype).at(0, s.strides, s.shape)
+        return self.elementwise("cast", s, dtype=dtype)
+
+    def _folded(self, op: str, symbols: list[Symbol], out: np.dtype[Any]) -> Symbol | None:
+        if op not in _EVALUATE:
+            return None
+        with np.errstate(all="ignore"):
+            return self.number(_EVALUATE[op](*(s.dtype.type(s.value.source) for s in symbols)), out)
+
+    def _simplified(
+        self, op: str, symbols: list[Symbol], out: np.dtype[Any]
+    ) -> tuple[str, list[Symbol], Symbol | None]:
+        """The operation in its simplest form; or the operand that it gives unchanged."""
+        a, b = symbols[0], symbols[-1]
+        first, last = (s.value.source if s.is_number else None for s in (a, b))
+        if op == "cast" and a.dtype == out:
+            return op, symbols, a
+        if op == "multiply" and first == 1 or op == "add" and first == 0:
+            return op, symbols, b
+        if op in ("multiply", "divide") and last == 1 or op in ("add", "subtract") and last == 0:
+            return op, symbols, a
+        if op == "divide" and last is not None and math.frexp(abs(last) or 0.3)[0] == 0.5:
+            return "multiply", [a, self.number(1 / last, out)], None  # by a power of two: exact
+        if op == "square":
+            return "multiply", [a, a], None
+        if op == "power" and last == 2:
+            return "multiply", [a, a], None
+        if op == "power" and last == -1:
+            return "divide", [self.number(1, out), a], None
+        return op, symbols, None
+
+    def _over_rows_and_columns(self, op: str, symbols: list[Symbol], shape: Shape, out: Any) -> Symbol:
+        """Emit the node in the smallest space in which its operands differ, its axes in the order of their memory."""
+        axes = [i for i, n in enumerate(shape) if n > 1 and any(s.strides[i] for s in symbols)]
+        axes = _memory_order(axes, symbols, shape)
+        lengths = [shape[i] for i in axes]
+        strides = [[s.strides[i] for i in axes] for s in symbols]
+        split, fits = _split(lengths, strides)
+        symbols = [s if fit else self._rearranged(s, axes, shape) for s, fit in zip(symbols, fits, strict=True)]
+        strides = [[s.strides[i] for i in axes] for s in symbols]
+        space = math.prod(lengths[:split]), math.prod(lengths[split:])
+        views = [
+            View(s.value, s.offset, _merged(lengths[:split], t[:split]), _merged(lengths[split:], t[split:]), space)
+            for s, t in zip(symbols, strides, strict=True)
+        ]
+        value = self.new(op, views, space, space, out)
+        found = dict(zip(axes, contiguous(lengths), strict=True))
+        return Symbol(self, value, 0, tuple(found.get(i, 0) for i in range(len(shape))), shape)
+
+    def _rearranged(self, s: Symbol, axes: list[int], shape: Shape) -> Symbol:
+        """A symbol whose strides do not merge, copied into the order of the loop, axis by axis."""
+        used = [i for i in axes if s.strides[i]]
+        if not used:
+            return s
+        lengths = tuple(shape[i] for i in used)
+        copied = self.call("copy", [s.at(s.offset, [s.strides[i] for i in used], lengths)], {})
+        found = dict(zip(used, contiguous(lengths), strict=True))
+        return copied.at(0, [found.get(i, 0) for i in range(len(shape))], shape)
+
+    def materialised(self, s: Symbol) -> Symbol:
+        """The symbol as a dense value of its own in the order of its axes."""
+        if s.value.kind != "number" and _is_dense(s):
+            return s
+        lengths, strides = _squeezed(s.shape, s.strides)
+        split, (fits,) = _split(lengths, [strides])
+        if not fits:
+            return self.call("copy", [s], {})
+        space = math.prod(lengths[:split]), math.prod(lengths[split:])
+        view = View(
+            s.value, s.offset, _merged(lengths[:split], strides[:split]), _merged(lengths[split:], strides[split:]), space
+        )
+        return self.dense(self.new("copy", [view], space, space, s.dtype), s.shape)
+
+    # ------------------------------------------------------------ views
+    def lower_astype(self, x: Symbol, *, dtype: Any) -> Symbol:
+        return self.cast(x, np.dtype(dtype))
+
+    def lower_copy(self, x: Symbol) -> Symbol:
+        return x  # values never change
+
+    lower_alias = lower_positive = lower_copy
+
+    def lower_reshape(self, x: Symbol, *, shape: Shape) -> Symbol:
+        if shape == x.shape:
+            return x
+        strides = _reshaped(x.shape, x.strides, shape)
+        if strides is None:
+            x = self.materialised(x)
+            strides = contiguous(shape)
+        return x.at(x.offset, strides, shape)
+
+    def lower_broadcast_to(self, x: Symbol, *, shape: Shape) -> Symbol:
+        return broadcast(x, shape)
+
+    def lower_permute_dims(self, x: Symbol, *, axes: Shape) -> Symbol:
+        return x.at(x.offset, [x.strides[a] for a in axes], [x.shape[a] for a in axes])
+
+    def lower_matrix_transpose(self, x: Symbol) -> Symbol:
+        n = x.ndim
+        return self.lower_permute_dims(x, axes=(*range(n - 2), n - 1, n - 2))
+
+    def lower_basic_index(self, x: Symbol, *, key: tuple[Any, ...]) -> Symbol:
+        offset, strides, shape = x.offset, list[int](), list[int]()
+        missing = x.ndim - sum(part is not None and part is not Ellipsis for part in key)
+        axis = 0
+        for part in key if Ellipsis in key else (*key, Ellipsis):
+            if part is None:
+                strides.append(0)
+                shape.append(1)
+            elif part is Ellipsis:
+                strides += x.strides[axis : axis + missing]
+                shape += x.shape[axis : axis + missing]
+                axis += missing
+            elif isinstance(part, slice):
+                start, stop, step = part.indices(x.shape[axis])
+                shape.append(len(range(start, stop, step)))
+                strides.append(x.strides[axis] * step)
+                offset += start * x.strides[axis] if shape[-1] else 0
+                axis += 1
+            else:
+                offset += (part % x.shape[axis]) * x.strides[axis]
+                axis += 1
+        return x.at(offset, strides, shape)
+
+    # ------------------------------------------------------------ reductions
+    def lower_sum(self, x: Symbol, *, axis: Shape, keepdims: bool) -> Symbol:
+        if x.dtype.kind in "bi" and x.dtype.itemsize < 8:
+            x = self.cast(x, np.dtype(np.int64))
+        if x.dtype.kind == "u" and x.dtype.itemsize < 8:
+            x = self.cast(x, np.dtype(np.uint64))
+        return self.reduce("sum", x, axis, keepdims)
+
+    def lower_max(self, x: Symbol, *, axis: Shape, keepdims: bool) -> Symbol:
+        return self.reduce("max", x, axis, keepdims)
+
+    def lower_min(self, x: Symbol, *, axis: Shape, keepdims: bool) -> Symbol:
+        return self.reduce("min", x, axis, keepdims)
+
+    def reduce(self, what: str, x: Symbol, axis: Shape, keepdims: bool) -> Symbol:
+        """A sum or an extreme over axes."""
+        if x.size == 0 or x.dtype == _BOOL:
+            return self.call(what, [x], {"axis": axis, "keepdims": keepdims})
+        shape = kept_shape(x.shape, axis)
+        repeated = math.prod(x.shape[a] for a in axis if x.strides[a] == 0)
+        reduced = [a for a in axis if x.shape[a] > 1 and x.strides[a]]
+        kept = [a for a in range(x.ndim) if a not in axis and x.shape[a] > 1 and x.strides[a]]
+        x = x.at(x.offset, [0 if x.shape[a] == 1 else t for a, t in enumerate(x.strides)], x.shape)
+        out = self._reduced(what, x, kept, reduced) if reduced else x
+        strides = [0 if a in axis else t for a, t in enumerate(out.strides)]
+        out = out.at(out.offset, strides, shape)
+        if what == "sum" and repeated > 1:
+            out = self.elementwise("multiply", out, self.number(repeated, x.dtype))
+        if keepdims:
+            return out
+        left = [a for a in range(x.ndim) if a not in axis]
+        return out.at(out.offset, [out.strides[a] for a in left], [out.shape[a] for a in left])
+
+    def _reduced(self, what: str, x: Symbol, kept: list[int], reduced: list[int]) -> Symbol:
+        """Reduce along rows or along columns, whichever the strides allow; all of a matrix, one after the other."""
+
+        def by_stride(axes: list[int]) -> list[int]:
+            return sorted(axes, key=lambda a: -abs(x.strides[a]))
+
+        if not kept and len(reduced) > 1:
+            *rows, last = by_stride(reduced)
+            return self._reduced(what, self._reduced(what, x, rows, [last]), [], rows)
+        kept, reduced = by_stride(kept), by_stride(reduced)
+        lengths, strides = list(x.shape), list(x.strides)
+
+        def merged(axes: list[int]) -> int | None:
+            return _merged_or_none([lengths[a] for a in axes], [strides[a] for a in axes])
+
+        of_kept, of_reduced = merged(kept), merged(reduced)
+        if of_kept is None or of_reduced is None:
+            return self._reduced(what, self._rearranged(x, kept + reduced, x.shape), kept, reduced)
+        n_kept, n_reduced = (math.prod(lengths[a] for a in axes) for axes in (kept, reduced))
+        along_rows = of_reduced == 1 or of_kept != 1
+        if along_rows:
+            space = n_kept, n_reduced
+            view = View(x.value, x.offset, of_kept, of_reduced, space)
+            value = self.new(f"row_{what}", [view], (n_kept, 1), space, x.dtype)
+        else:
+            space = n_reduced, n_kept
+            view = View(x.value, x.offset, of_reduced, of_kept, space)
+            value = self.new(f"col_{what}", [view], (1, n_kept), space, x.dtype)
+        found = dict(zip(kept, contiguous([lengths[a] for a in kept]), strict=True))
+        shape = tuple(n if a in kept else 1 if a in reduced else n for a, n in enumerate(x.shape))
+        return Symbol(self, value, 0, tuple(found.get(a, 0) for a in range(x.ndim)), shape)
+
+    # ------------------------------------------------------------ matrices
+    def lower_matmul(self, x: Symbol, y: Symbol) -> Symbol:
+        x, y = self._common([x, y])[0]
+        if x.dtype.kind != "f" or not x.size or not y.size:
+            return self.call("matmul", [x, y], {})
+        if x.ndim > 2 and y.ndim == 2:
+            rows = self.lower_matmul(self.lower_reshape(x, shape=(math.prod(x.shape[:-1]), x.shape[-1])), y)
+            return self.lower_reshape(rows, shape=(*x.shape[:-1], y.shape[1]))
+        if x.ndim != 2 or y.ndim != 2:
+            return self.call("matmul", [x, y], {})
+        (rows_, inner), columns = x.shape, y.shape[1]
+        if inner <= self.thin:
+            return self._sum_of_products(x, y)
+        if columns == 1 and x.strides[1] == 1:
+            return self.reduce("sum", x * self.lower_matrix_transpose(y), (1,), True)
+        if columns == 1 and x.strides[0] == 1:
+            return self.lower_matrix_transpose(self.reduce("sum", self.lower_matrix_transpose(x) * y, (0,), True))
+        if rows_ <= self.thin and y.strides[1] == 1:
+            return self._few_rows(x, y)
+        return self._gemm(x, y)
+
+    def _sum_of_products(self, x: Symbol, y: Symbol) -> Symbol:
+        """Σₖ xₖ yₖ over columns of x and rows of y: a tiny inner length is faster as element-wise sums."""
+        (rows, inner), columns = x.shape, y.shape[1]
+        total: Symbol | None = None
+        for k in range(inner):
+            column = x.at(x.offset + k * x.strides[1], (x.strides[0], 0), (rows, columns))
+            row = y.at(y.offset + k * y.strides[0], (0, y.strides[1]), (rows, columns))
+            total = column * row if total is None else total + column * row
+        assert total is not None
+        return total
+
+    def _few_rows(self, x: Symbol, y: Symbol) -> Symbol:
+        """A few rows of a product, each the sum of y's rows weighted by a row of x: one pass over y for all of them."""
+        (rows, inner), columns = x.shape, y.shape[1]
+        parts = []
+        for m in range(rows):
+            weights = x.at(x.offset + m * x.strides[0], (x.strides[1], 0), (inner, columns))
+            parts.append(self.materialised(self.reduce("sum", weights * y, (0,), True)))
+        if rows == 1:
+            return parts[0]
+        views = [View(p.value, 0, 0, 1 if columns > 1 else 0, (1, columns)) for p in parts]
+        if len({p.value for p in parts}) < rows or any(p.value.kind != "node" or p.value.part_of for p in parts):
+            return self._gemm(x, y)
+        packed = self.new("pack", views, (rows, columns), (rows, columns), x.dtype, settings=())
+        for m, p in enumerate(parts):
+            p.value.part_of = packed, m * columns
+        return self.dense(packed, (rows, columns))
+
+    def _gemm(self, x: Symbol, y: Symbol) -> Symbol:
+        x, y = self._matrix(x), self._matrix(y)
+        a = View(x.value, x.offset, x.strides[0], x.strides[1], (x.shape[0], x.shape[1]))
+        b = View(y.value, y.offset, y.strides[0], y.strides[1], (y.shape[0], y.shape[1]))
+        space = x.shape[0], y.shape[1]
+        return self.dense(self.new("gemm", [a, b], space, space, x.dtype), space)
+
+    def _matrix(self, s: Symbol) -> Symbol:
+        """A matrix that BLAS can read: one stride is 1, the other at least the length of that axis."""
+        (rows, columns), (row, column) = s.shape, s.strides
+        if not s.is_number and (column == 1 and row >= columns or row == 1 and column >= rows):
+            return s
+        return self.materialised(s)
+
+    # ------------------------------------------------------------ choosing by index
+    def lower_one_hot(self, labels: Symbol, *, classes: int, dtype: Any) -> Symbol:
+        """Compare with 0…classes−1; that every label is one of them is checked before anything is stored."""
+        number = self.cast(labels, np.dtype(np.int64))
+        self.check((number < 0) | (number >= classes))
+        columns = number.at(number.offset, (*number.strides, 0), (*number.shape, 1))
+        return self.cast(columns == self.constant(np.arange(classes)), np.dtype(dtype))
+
+    def check(self, wrong: Symbol) -> None:
+        """Have the program stop, before it stores anything, where an element is true."""
+        axes = tuple(range(wrong.ndim))
+        any_ = self.materialised(self.reduce("max", self.cast(wrong, np.dtype(np.int64)), axes, False))
+        if any_.is_number and not any_.value.source or wrong.size == 0:
+            return
+        view = View(any_.value, any_.offset, 0, 0, (1, 1))
+        value = self.new("check", [view], (1, 1), (1, 1), np.dtype(np.int64))
+        node = value.node
+        if node is not None and node not in self.checks:
+            self.checks.append(node)
+
+    def lower_gather(self, x: Symbol, *indices: Symbol, key: tuple[Any, ...]) -> Symbol:
+        return self.call("gather", [x, *indices], {"key": key})
+
+    def lower_scatter_add(self, x: Symbol, *indices: Symbol, shape: Shape, key: tuple[Any, ...]) -> Symbol:
+        return self.call("scatter_add", [x, *indices], {"shape": shape, "key": key})
+
+    # ------------------------------------------------------------ anything else
+    def call(self, name: str, symbols: Sequence[Symbol], settings: dict[str, Any]) -> Symbol:
+        """A primitive's own kernel, on arrays; its shape is found by running it on zeros."""
+        if REGISTRY[name].writes:
+            raise UnsupportedError(name)
+        arguments = [np.zeros(s.shape, s.dtype) for s in symbols]
+        if name == "nonzero_index":
+            raise UnsupportedError(name)
+        with np.errstate(all="ignore"):
+            out = np.asarray(getattr(self.namespace, name)(*arguments, **settings))
+        reads = [View(s.value, s.offset, 0, 0, (0, 0)) for s in symbols]
+        geometry = [(s.strides, s.shape) for s in symbols]
+        value = self.new("call", reads, (1, out.size), (1, out.size), out.dtype, (name, settings, geometry, out.shape))
+        return self.dense(value, out.shape)
+
+    # ------------------------------------------------------------ what is written
+    def write(self, name: str, symbols: Sequence[Symbol], settings: dict[str, Any]) -> None:
+        """Lower an update: compute what its first operands will hold."""
+        prim = REGISTRY[name]
+        if name in update.RULES:
+            self._flat_update(name, symbols, settings)
+        elif name == "assign":
+            self._store(symbols[0], symbols[1])
+        elif name == "assign_index":
+            self._assign_index(symbols[0], symbols[1], symbols[2:], settings["key"])
+        elif name == "advance":
+            counter = self.lower_basic_index(symbols[0], key=(1,))
+            self._store(counter, self.memory.load(counter) + self.number(settings["blocks"], counter.dtype))
+        elif prim.impl is not None:
+            current = [self.memory.load(s) for s in symbols]
+            for old, value in zip(symbols, prim.impl(self, *current, **settings), strict=False):
+                self._store(old, value)
+        else:
+            raise UnsupportedError(name)
+
+    def _store(self, target: Symbol, value: Symbol) -> None:
+        self.memory.store(target, broadcast(self.cast(value, target.dtype), target.shape))
+
+    def _assign_index(self, x: Symbol, value: Symbol, indices: Sequence[Symbol], key: tuple[Any, ...]) -> None:
+        if not indices and ARRAY not in key:
+            target = self.lower_basic_index(x, key=key)
+            if _is_packed(target):
+                self._store(target, value)
+                return
+        current = self.memory.load(x)
+        self._store(x, self.call("index_update", [current, self.cast(value, x.dtype), *indices], {"key": key}))
+
+    def _flat_update(self, name: str, symbols: Sequence[Symbol], settings: dict[str, Any]) -> None:
+        """An optimizer's rule, for each parameter by itself: the pieces of the flat buffers in the gradient's order."""
+        prim = REGISTRY[name]
+        slots = len(prim.operands) - 3  # param and moments; then step, hyper, gradients
+        buffers, (step, hyper), grads = symbols[:slots], symbols[slots : slots + 2], symbols[slots + 2 :]
+        own = {key: value for key, value in settings.items() if key != "turned"}
+        numbers = [self.memory.load(self.lower_basic_index(hyper, key=(i,))) for i in range(hyper.shape[0])]
+        made = self.memory.load(self.lower_basic_index(step, key=(0,)))
+        start = 0
+        for g, turn in zip(grads, settings["turned"], strict=True):
+            g = self.lower_matrix_transpose(g) if turn else g
+            pieces = [b.at(b.offset + start, contiguous(g.shape), g.shape) for b in buffers]
+            new = update.RULES[name](self, *(self.memory.load(p) for p in pieces), made, numbers, g, **own)
+            for old, value in zip(pieces, new, strict=True):
+                self._store(old, value)
+            start += g.size
+        self._store(step, update.COUNTS[name](self, self.memory.load(step), numbers))
+
+
+# ---------------------------------------------------------------- memory that is bound
+class _Memory:
+    """What bound memory holds at each point of the program: the value of the last store, where there was one."""
+
+    def __init__(self, lowering: Lowering) -> None:
+        self.lowering = lowering
+        self.roots: dict[tuple[int, Any], Value] = {}
+        self.stores: dict[Value, dict[tuple[int, int], Symbol]] = {}
+        self.bases: dict[Value, int] = {}
+
+    def bind(self, arrays: dict[int, Any], extent: Callable[[Any], tuple[Any, int, int]]) -> dict[int, Symbol]:
+        """A symbol for each array; arrays in the memory of one owner are views of one value."""
+        spans: dict[tuple[int, Any], list[Any]] = {}
+        extents = {variable: extent(array) for variable, array in arrays.items()}
+        for variable, array in arrays.items():
+            owner, low, high = extents[variable]
+            span = spans.setdefault((id(owner), array.dtype), [low, high, owner])
+            span[0], span[1] = min(span[0], low), max(span[1], high)
+        for key, (low, high, owner) in spans.items():
+            size = (high - low) // key[1].itemsize
+            value = Value(key[1], (1, max(size, 1)), "memory", (low, owner))
+            self.roots[key], self.bases[value] = value, low
+        return {variable: self._symbol(array, *extents[variable][:2]) for variable, array in arrays.items()}
+
+    def _symbol(self, array: Any, owner: Any, low: int) -> Symbol:
+        value = self.roots[id(owner), array.dtype]
+        item = array.dtype.itemsize
+        address = array.__array_interface__["data"][0]
+        if (address - self.bases[value]) % item or any(t % item for t in array.strides):
+            raise UnsupportedError("memory that is not aligned")
+        strides = tuple(0 if n == 1 else t // item for n, t in zip(array.shape, array.strides, strict=True))
+        return Symbol(self.lowering, value, (address - self.bases[value]) // item, strides, array.shape)
+
+    def load(self, s: Symbol) -> Symbol:
+        """What bound memory holds now, where the symbol says."""
+        low, high = _extent(s)
+        for (start, stop), value in self.stores.get(s.value, {}).items():
+            if start <= low and high <= stop:
+                return value.at(value.offset + s.offset - start, s.strides, s.shape)
+            if low < stop and start < high:
+                raise UnsupportedError("a read that overlaps what was written before")
+        return s
+
+    def store(self, target: Symbol, value: Symbol) -> None:
+        """Have bound memory hold a value from here on."""
+        if target.value.kind not in ("memory", "constant"):
+            raise UnsupportedError("a write into an argument or a computed value")
+        if not _is_packed(target):
+            raise UnsupportedError("a write into memory that does not lie together")
+        low, high = _extent(target)
+        if low == high:
+            return
+        order = sorted(range(target.ndim), key=lambda a: -target.strides[a])
+        value = self.lowering.lower_permute_dims(value, axes=tuple(order))
+        flat = self._own(value)
+        stores = self.stores.setdefault(target.value, {})
+        for start, stop in list(stores):
+            if low <= start and stop <= high:
+                del stores[start, stop]
+            elif low < stop and start < high:
+                raise UnsupportedError("a write that overlaps another")
+        stores[low, high] = flat.at(0, (1,), (high - low,))
+
+    def _own(self, value: Symbol) -> Symbol:
+        """The value as what a node computes, dense and whole, and stored nowhere else."""
+        node = value.value.node
+        taken = any(s.value is value.value for places in self.stores.values() for s in places.values())
+        fresh = node is not None and node.op in ELEMENTWISE and value.value.part_of is None
+        if fresh and not taken and value.offset == 0 and _is_dense(value) and value.size == value.value.size:
+            return value
+        lengths, strides = _squeezed(value.shape, value.strides)
+        split, (fits,) = _split(lengths, [strides])
+        if not fits:
+            value = self.lowering.call("copy", [value], {})
+            lengths, strides = [value.size], [1]
+            split = 0
+        space = math.prod(lengths[:split]), math.prod(lengths[split:])
+        row, column = _merged(lengths[:split], strides[:split]), _merged(lengths[split:], strides[split:])
+        view = View(value.value, value.offset, row, column, space)
+        copied = self.lowering.new("copy", [view], space, space, value.dtype, settings="store")
+        return self.lowering.dense(copied, (value.size,))
+
+
+# ---------------------------------------------------------------- strides
+def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a dense row-major array.
+
+    >>> from gradflow.compiler.lower import contiguous
+    >>> contiguous((2, 3, 4))
+    (12, 4, 1)
+    """
+    strides = [1] * len(shape)
+    for i in range(len(shape) - 2, -1, -1):
+        strides[i] = strides[i + 1] * shape[i + 1]
+    return tuple(strides)
+
+
+def broadcast(s: Symbol, shape: Shape) -> Symbol:
+    """The symbol stretched to a shape."""
+    if s.shape == shape:
+        return s
+    lead = len(shape) - s.ndim
+    strides = [0 if n == 1 else t for n, t in zip(s.shape, s.strides, strict=True)]
+    return s.at(s.offset, (*(0,) * lead, *strides), shape)
+
+
+def _extent(s: Symbol) -> tuple[int, int]:
+    """The first element it may touch, and one after the last."""
+    if s.size == 0:
+        return s.offset, s.offset
+    reach = [(n - 1) * t for n, t in zip(s.shape, s.strides, strict=True)]
+    return s.offset + sum(min(r, 0) for r in reach), s.offset + sum(max(r, 0) for r in reach) + 1
+
+
+def _squeezed(shape: Shape, strides: Shape) -> tuple[list[int], list[int]]:
+    pairs = [(n, t) for n, t in zip(shape, strides, strict=True) if n != 1]
+    return [n for n, _ in pairs], [t for _, t in pairs]
+
+
+def _is_dense(s: Symbol) -> bool:
+    lengths, strides = _squeezed(s.shape, s.strides)
+    return tuple(strides) == contiguous(lengths)
+
+
+def _is_packed(s: Symbol) -> bool:
+    """Whether it touches every element of its extent once, in any order of axes."""
+    lengths, strides = _squeezed(s.shape, s.strides)
+    order = sorted(range(len(lengths)), key=lambda a: -strides[a])
+    return [strides[a] for a in order] == list(contiguous([lengths[a] for a in order]))
+
+
+def _merged_or_none(lengths: Sequence[int], strides: Sequence[int]) -> int | None:
+    """The stride of neighbouring axes as one; None where they do not merge."""
+    for i in range(len(lengths) - 1):
+        if strides[i] != strides[i + 1] * lengths[i + 1]:
+            return None
+    return strides[-1] if lengths else 0
+
+
+def _merged(lengths: Sequence[int], strides: Sequence[int]) -> int:
+    found = _merged_or_none(lengths, strides)
+    assert found is not None
+    return found
+
+
+def _split(lengths: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[int, list[bool]]:
+    """How many of the axes are rows, and for each operand whether its strides merge so.
+
+    The last axis is the columns, unless another split lets more operands merge. A vector is one row.
+    """
+    n = len(lengths)
+    preferred = max(n - 1, 0)
+
+    def fits(k: int) -> list[bool]:
+        return [
+            _merged_or_none(lengths[:k], t[:k]) is not None and _merged_or_none(lengths[k:], t[k:]) is not None
+            for t in strides
+        ]
+
+    best = max([preferred, *range(n)], key=lambda k: (sum(fits(k)), k == preferred)) if n > 2 else preferred
+    return best, fits(best)
+
+
+def _memory_order(axes: list[int], symbols: Sequence[Symbol], shape: Shape) -> list[int]:
+    """The axes in the order in which most of the operands that span them all have them in memory."""
+    votes: dict[tuple[int, ...], int] = {tuple(axes): 0}
+    for s in symbols:
+        if len(axes) > 1 and all(s.strides[a] for a in axes):
+            order = tuple(sorted(axes, key=lambda a: -abs(s.strides[a])))
+            votes[order] = votes.get(order, 0) + 1
+    return list(max(votes, key=votes.__getitem__))
+
+
+def _reshaped(shape: Shape, strides: Shape, new: Shape) -> tuple[int, ...] | None:
+    """The strides of the same elements in another shape; None where they have to be copied.
+
+    Both shapes are cut where products of lengths agree; within a cut the old axes must merge.
+    """
+    old = [(n, t) for n, t in zip(shape, strides, strict=True) if n != 1]
+    out: list[int] = []
+    i = 0
+    j = 0
+    while j < len(new):
+        if new[j] == 1:
+            out.append(0)
+            j += 1
+            continue
+        if i >= len(old):
+            return None
+        first_old, first_new = i, j
+        have, want = old[i][0], new[j]
+        while have != want:
+            if have < want:
+                i += 1
+                if i >= len(old):
+                    return None
+                have *= old[i][0]
+            else:
+                j += 1
+                if j >= len(new):
+                    return None
+                want *= new[j]
+        while j + 1 < len(new) and new[j + 1] == 1:
+            j += 1
+        piece = old[first_old : i + 1]
+        stride = _merged_or_none([n for n, _ in piece], [t for _, t in piece])
+        if stride is None:
+            return None
+        inner = contiguous(new[first_new : j + 1])
+        out += [t * stride for t in inner]
+        i, j = i + 1, j + 1
+    return tuple(out)
+
+
+def is_same(view: View, space: Space) -> bool:
+    """Whether element (i, j) of a loop over `space` reads element (i, j), or (i, 0), of the value."""
+    rows, columns = view.value.home
+    row = columns if rows > 1 else 0
+    return (
+        view.offset == 0 and rows == space[0] and view.row == row and view.column == (1 if columns > 1 else 0)
+        and (columns in (1, space[1]))
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- the whole trace
+def lower(trace: Any, namespace: Any, *, thin: int = 4, share: bool = True) -> Graph:
+    """Lower a trace.
+
+    Raises:
+        UnsupportedError: it does something that has no lowered form.
+    """
+    made = Lowering(namespace, thin=thin, share=share)
+    created = set(getattr(trace, "created", ()))
+    bound = {variable: array for variable, array in trace.bound.items() if variable not in created}
+    symbols = made.memory.bind(bound, namespace.backend.extent)
+    for i, variable in enumerate(trace.arguments):
+        shape, dtype = trace.facts[variable]
+        symbols[variable] = made.dense(Value(np.dtype(dtype), (1, max(math.prod(shape), 1)), "argument", i), shape)
+    sites = getattr(trace, "sites", None) or [""] * len(trace.equations)
+    for variable in created:
+        symbols[variable] = made.constant(trace.bound[variable].copy())
+
+    def read(variable: int) -> Symbol:
+        return made.memory.load(symbols[variable])
+
+    for equation, site in zip(trace.equations, sites, strict=True):
+        made.site = site
+        if equation.output is None:
+            writes = equation.primitive.writes
+            operands = [
+                symbols[v] if i < writes else read(v) for i, v in enumerate(equation.operands)
+            ]
+            made.write(equation.primitive.name, operands, equation.settings)
+        else:
+            out = _view_of_memory(made, equation, symbols)
+            if out is None:
+                out = made.apply(equation.primitive.name, [read(v) for v in equation.operands], equation.settings)
+            shape, dtype = trace.facts[equation.output]
+            if out.shape != shape or out.dtype != dtype:
+                out = made.cast(broadcast(out, shape), np.dtype(dtype))
+            symbols[equation.output] = out
+    graph = made.graph
+    graph.results = [_result(made, read(v), trace.facts[v]) for v in trace.results]
+    for memory, places in made.memory.stores.items():
+        if memory.kind == "constant":
+            continue  # made anew in every call, it ends with it
+        graph.stores += [Store(memory, start, s.value) for (start, _), s in places.items()]
+    graph.checks = made.checks
+    return without_dead_code(graph)
+
+
+_VIEWS = {"reshape", "broadcast_to", "permute_dims", "matrix_transpose", "alias", "basic_index"}
+
+
+def _view_of_memory(made: Lowering, equation: Any, symbols: dict[int, Symbol]) -> Symbol | None:
+    """A view of memory that may be written between its making and its reading: it stays a view of that memory."""
+    if equation.primitive.name not in _VIEWS:
+        return None
+    x = symbols[equation.operands[0]]
+    if x.value not in made.memory.bases:
+        return None
+    nodes = len(made.graph.nodes)
+    out = made.apply(equation.primitive.name, [x], equation.settings)
+    return out if len(made.graph.nodes) == nodes else None
+
+
+def _result(made: Lowering, s: Symbol, facts: tuple[Shape, Any]) -> tuple[Value, Shape]:
+    """A result as a value of its own, which nothing else is stored in."""
+    return made.memory._own(s).value, facts[0]
+
+
+def without_dead_code(graph: Graph) -> Graph:
+    """The same graph with the nodes alone that something kept depends on, and with every value's users."""
+    needed: set[Value] = graph.kept() | {node.out for node in graph.checks}
+    live: list[Node] = []
+    for node in reversed(graph.nodes):
+        if node.out in needed:
+            live.append(node)
+            needed.update(view.value for view in node.operands)
+            if node.out.part_of is not None:
+                needed.add(node.out.part_of[0])
+    live.reverse()
+    for node in live:
+        for view in node.operands:
+            view.value.users = []
+    for i, node in enumerate(live):
+        node.index = i
+        for view in node.operands:
+            view.value.users.append(node)
+    return Graph(live, graph.stores, graph.results, graph.checks)
+
+
+__all__ = ["ELEMENTWISE", "Graph", "Lowering", "UnsupportedError", "is_number", "is_same", "lower", "without_dead_code"]
