@@ -1,0 +1,359 @@
+"""From a plan to a native program: a table of kernels with their sizes and addresses, and one call that walks it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import numpy as np
+
+from gradflow.compiler.fuse import Group
+from gradflow.compiler.generator import CodeGenerator, Executable, Timed
+from gradflow.compiler.graph import COLUMN_REDUCTIONS, Graph, Node, Value, View
+from gradflow.compiler.memory import ALIGNMENT, Place, Plan
+from gradflow.compiler.regions import Region
+from gradflow_numba import blas
+from gradflow_numba.emit import WIDTH, Cell, kernel_of
+from gradflow_numba.fixed import combine_text, fixed
+from gradflow_numba.kernels_on_disk import compiled, source_of
+
+Array = Any
+Row = list[Any]
+
+PAYS = 20_000  # elements and a tenth of the floating-point operations of products: about 20 µs of work for one thread
+
+
+@functools.cache
+def _data_field() -> int:
+    """Where an array object holds the address of its data, in bytes; −1 where that is not known."""
+    probe = np.empty(1)
+    field = object.__basicsize__
+    found = ctypes.c_void_p.from_address(id(probe) + field).value
+    return field if found == probe.ctypes.data else -1
+
+
+@functools.cache
+def _driver(parallel: bool) -> Callable[[int], int]:
+    """The compiled driver without Numba's dispatcher before it: 0.2 µs a call."""
+    if parallel:
+        from gradflow_numba.drive_parallel import drive
+    else:
+        from gradflow_numba.drive_serial import drive
+    (found,) = drive.overloads.values()
+    entry: Callable[[int], int] = found.entry_point
+    return entry
+
+
+class Item:
+    """A row of the table, and what it is for."""
+
+    __slots__ = ("nbytes", "operations", "row", "text", "what")
+
+    def __init__(self, what: str, function: Any, row: Row, text: str, operations: int = 0, nbytes: int = 0) -> None:
+        self.what, self.row, self.text = what, [function.address, *row], text
+        self.operations, self.nbytes = operations, nbytes
+
+
+class Part:
+    """Regions that run in one native call."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.regions: list[tuple[int, int, int, int, int]] = []
+
+    def add(self, alone: list[Item], split: list[Item], work: int) -> None:
+        first = len(self.items)
+        self.items += alone
+        middle = len(self.items)
+        self.items += split
+        self.regions.append((first, middle, middle, len(self.items), int(work > PAYS and len(split) > 0)))
+
+
+@final
+class Native(Executable):
+    """A program of native parts, and calls of kernels between them.
+
+    Args:
+        plan: what to do, and where everything lies.
+        namespace: the kernels for calls.
+        parallel: says at each run whether tasks may run side by side.
+        blas_threads: how many threads products outside the program use.
+    """
+
+    def __init__(self, plan: Plan, namespace: Any, parallel: Callable[[], bool], blas_threads: int) -> None:
+        self.plan, self.namespace = plan, namespace
+        self._may_be_parallel, self._blas_threads = parallel, blas_threads
+        self._lock = threading.Lock()
+        memory = np.zeros(plan.arena + 2 * ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        self._arena = memory[start:]
+        self._failed = np.zeros(1, np.int64)
+        self._results = [(shape, value.dtype) for value, shape in plan.graph.results]
+        self._inputs = 1 + max((v.source for v in plan.places if v.kind == "argument"), default=-1)
+        self._arrays = np.zeros(max(1, self._inputs + len(self._results)), np.int64)
+        self._words = memoryview(self._arrays)
+        self._steps: list[Callable[[Sequence[Array]], int]] = []
+        self._parts: list[Part] = []
+        self._kept: list[Any] = [memory]
+        self._combined: set[Value] = set()
+        self._build()
+        self._pays = any(region[4] for part in self._parts for region in part.regions)
+        self._is_plain = len(self._steps) == 1 and len(self._parts) == 1
+
+    # ------------------------------------------------------------ running
+    def run(self, arrays: Sequence[Array]) -> tuple[Array, ...] | None:
+        out = tuple([np.empty(shape, dtype) for shape, dtype in self._results])
+        with self._lock:
+            words = self._words
+            i = 0
+            for array in arrays:
+                words[i] = id(array)
+                i += 1
+            i = self._inputs
+            for array in out:
+                words[i] = id(array)
+                i += 1
+            if _data_field() < 0:
+                words[:] = memoryview(np.array([a.ctypes.data for a in (*arrays, *out)], np.int64))
+            for step in self._steps:
+                if step(arrays):
+                    return None
+        return out
+
+    def _native_step(self, header: np.ndarray) -> Callable[[Sequence[Array]], int]:
+        address = header.ctypes.data
+        serial = _driver(False)
+        pays = any(self._parts[-1].regions[i][4] for i in range(len(self._parts[-1].regions)))
+        may_be_parallel = self._may_be_parallel
+
+        def step(arrays: Sequence[Array]) -> int:
+            if pays and may_be_parallel():
+                return _driver(True)(address)
+            return serial(address)
+
+        return step
+
+    # ------------------------------------------------------------ building
+    def _build(self) -> None:
+        part = Part()
+        uses_blas = any(g.nodes[0].op == "gemm" for r in self.plan.regions for g in r.groups)
+        if uses_blas:
+            part.add([self._blas_item(1)], [], 0)
+        for region in self.plan.regions:
+            if region.is_call:
+                self._close(part)
+                part = Part()
+                self._steps.append(self._call_step(region.groups[0].nodes[0]))
+                continue
+            alone = [*self._combine_items(region)]
+            for group in region.first:
+                alone += self._combine_items(Region([], [group])) + self._items(group)
+            split = [item for group in region.groups for item in self._items(group)]
+            part.add(alone, split, sum(_work(g) for g in region.groups))
+        copies = [self._copy_item(store) for store in self.plan.copied]
+        ends = [self._blas_item(self._blas_threads)] if uses_blas else []
+        if copies or ends:
+            part.add(copies + ends, [], 0)
+        self._close(part)
+
+    def _close(self, part: Part) -> None:
+        if not part.items:
+            return
+        table = np.zeros((len(part.items), WIDTH), np.int64)
+        patches: list[tuple[int, int, int]] = []
+        for i, item in enumerate(part.items):
+            for j, word in enumerate(item.row):
+                if not isinstance(word, Cell):
+                    table[i, j] = word
+                    continue
+                address, which = self._address(word.place)
+                table[i, j] = address
+                if which is not None:
+                    patches.append((table.ctypes.data + (i * WIDTH + j) * 8, which, address))
+        regions = np.array([(*region, 0) for region in part.regions], np.int64)
+        patch = np.array(patches or [(0, 0, 0)], np.int64)
+        header = np.array(
+            [
+                table.ctypes.data, regions.ctypes.data, len(regions), patch.ctypes.data, len(patches),
+                self._arrays.ctypes.data, _data_field(), self._failed.ctypes.data, self.plan.tasks,
+            ],
+            np.int64,
+        )  # fmt: skip
+        self._kept += [table, regions, patch, header]
+        self._parts.append(part)
+        self._steps.append(self._native_step(header))
+
+    def _address(self, place: Place) -> tuple[int, int | None]:
+        """An address; for what is known only at a call, the offset, and which array of the call it is in."""
+        if place.kind == "arena":
+            return self._arena.ctypes.data + place.offset, None
+        if place.kind == "memory":
+            low, owner = place.source
+            self._kept.append(owner)
+            return low + place.offset, None
+        if place.kind == "constant":
+            self._kept.append(place.source)
+            return place.source.ctypes.data + place.offset, None
+        return place.offset, place.source + (self._inputs if place.kind == "result" else 0)
+
+    def _items(self, group: Group) -> list[Item]:
+        node = group.nodes[0]
+        if node.op == "pack":
+            return []
+        if node.op == "gemm":
+            return [self._gemm_item(node)]
+        if node.op == "transpose":
+            (matrix,) = node.operands
+            row = [*node.out.home, Cell(self.plan.place(matrix)), matrix.column, Cell(self.plan.places[node.out])]
+            return [Item("transpose", fixed(f"transpose {node.out.dtype}"), row, "", 0, 2 * node.out.nbytes)]
+        if node.op == "check":
+            (wrong,) = node.operands
+            return [Item("check", fixed("check"), [Cell(self.plan.place(wrong)), self._failed.ctypes.data], "")]
+        kernel = kernel_of(group, self.plan)
+        size = group.space[0] * group.space[1]
+        nbytes = size * sum(v.value.dtype.itemsize for v, n in group.reads() if v.row and v.column)
+        what = "+".join(n.op for n in group.nodes)
+        return [Item(what, compiled(kernel.text), kernel.row, kernel.text, size * len(group.nodes), nbytes)]
+
+    def _gemm_item(self, node: Node) -> Item:
+        a, b = node.operands
+        (rows, columns), inner = node.space, a.space[1]
+        row = [rows, columns, inner, Cell(self.plan.place(a)), *_step(a), Cell(self.plan.place(b)), *_step(b)]
+        row.append(Cell(self.plan.places[node.out]))
+        nbytes = (rows * inner + inner * columns + rows * columns) * node.out.dtype.itemsize
+        return Item("gemm", fixed(f"gemm {node.out.dtype}"), row, "", 2 * rows * columns * inner, nbytes)
+
+    def _combine_items(self, region: Region) -> list[Item]:
+        """The ends of reductions that this region is the first to read."""
+        items = []
+        for group in [*region.first, *region.groups]:
+            for view, _ in group.reads():
+                value = view.value
+                if value in self.plan.partial and value not in self._combined:
+                    if group in region.first and value.node in [n for g in region.first for n in g.nodes]:
+                        continue
+                    self._combined.add(value)
+                    items.append(self._combine_item(value))
+        return items
+
+    def _combine_item(self, value: Value) -> Item:
+        assert value.node is not None
+        strip = self.plan.partial[value]
+        how = value.node.op.rpartition("_")[2]
+        text = combine_text(value.dtype.name, how, value.dtype)
+        source = Cell(Place("arena", None, strip.offset))
+        row = [value.size, self.plan.tasks, source, strip.step // value.dtype.itemsize, Cell(self.plan.places[value])]
+        return Item(f"end of {value.node.op}", compiled(text), row, text)
+
+    def _copy_item(self, store: Any) -> Item:
+        value = store.value
+        target = Place("memory", store.memory.source, store.start * value.dtype.itemsize)
+        row = [value.nbytes, Cell(self.plan.places[value]), Cell(target)]
+        return Item("copy", fixed("copy"), row, "", 0, 2 * value.nbytes)
+
+    def _blas_item(self, threads: int) -> Item:
+        return Item("blas threads", fixed("blas threads"), [threads], "")
+
+    # ------------------------------------------------------------ calls
+    def _call_step(self, node: Node) -> Callable[[Sequence[Array]], int]:
+        name, settings, geometry, shape = node.settings
+        kernel = getattr(self.namespace, name)
+        readers = [self._reader(v, *g) for v, g in zip(node.operands, geometry, strict=True)]
+        target = self._view(self.plan.places[node.out], node.out.dtype, None, shape)
+
+        def step(arrays: Sequence[Array]) -> int:
+            np.copyto(target, kernel(*[read(arrays) for read in readers], **settings))
+            return 0
+
+        return step
+
+    def _reader(self, view: View, strides: Any, shape: Any) -> Callable[[Sequence[Array]], Array]:
+        value = view.value
+        if value.kind == "number":
+            number = np.full(shape, value.source, value.dtype)
+            return lambda arrays: number
+        if value.kind == "argument":
+
+            def read(arrays: Sequence[Array]) -> Array:
+                flat = arrays[value.source].reshape(-1)[view.offset :]
+                return _strided(flat, strides, shape)
+
+            return read
+        array = self._view(self.plan.place(view), value.dtype, strides, shape)
+        return lambda arrays: array
+
+    def _view(self, place: Place, dtype: Any, strides: Any, shape: Any) -> Array:
+        """An array of the memory at a place."""
+        address, _ = self._address(place)
+        reach = 1 + sum((n - 1) * abs(t) for n, t in zip(shape, strides or (), strict=False))
+        count = max(1, int(np.prod(shape)), reach)
+        raw = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
+        flat = np.frombuffer(raw, dtype)
+        return flat[: int(np.prod(shape))].reshape(shape) if strides is None else _strided(flat, strides, shape)
+
+    # ------------------------------------------------------------ looking at it
+    def source(self) -> str:
+        texts = dict.fromkeys(item.text for part in self._parts for item in part.items if item.text)
+        return "\n\n".join(source_of(text) for text in texts)
+
+    def items(self) -> list[Item]:
+        """Every row of the table in order."""
+        return [item for part in self._parts for item in part.items]
+
+    def profile(self, arrays: Sequence[Array], seconds: float) -> list[Timed]:
+        raise NotImplementedError
+
+
+def _strided(flat: Array, strides: Sequence[int], shape: Sequence[int]) -> Array:
+    item = flat.dtype.itemsize
+    return np.lib.stride_tricks.as_strided(flat, shape, [t * item for t in strides])
+
+
+def _step(matrix: View) -> tuple[int, int]:
+    """The step between rows (or columns, if it lies transposed), and whether it does."""
+    rows, columns = matrix.space
+    if matrix.column == 1 and (matrix.row >= columns or rows == 1):
+        return max(matrix.row, columns), 0
+    return max(matrix.column, rows), 1
+
+
+def _work(group: Group) -> int:
+    """About how many elements' worth of work a group is."""
+    node = group.nodes[0]
+    rows, columns = group.space
+    if node.op == "gemm":
+        return rows * columns * node.operands[0].space[1] // 5
+    return rows * columns * len(group.nodes) // 2
+
+
+@final
+class Generator(CodeGenerator):
+    """Native programs for arrays on the host.
+
+    Args:
+        threads: how many threads there are.
+        parallel: says at each run whether tasks may run side by side.
+    """
+
+    def __init__(self, threads: Callable[[], int], parallel: Callable[[], bool]) -> None:
+        self._threads, self._parallel = threads, parallel
+
+    def tasks(self, graph: Graph) -> int:
+        if self._threads() == 1:
+            return 1
+        work = sum(
+            n.space[0] * n.space[1] * (n.operands[0].space[1] // 5 if n.op == "gemm" else 1) for n in graph.nodes
+        )
+        return self._threads() if work > PAYS else 1
+
+    def generate(self, plan: Plan, namespace: Any) -> Executable:
+        if not blas.available():
+            raise NotImplementedError("matrix products without OpenBLAS")
+        return Native(plan, namespace, self._parallel, self._threads())
+
+
+__all__ = ["COLUMN_REDUCTIONS", "Generator", "Native"]

@@ -1,0 +1,50 @@
+"""What a backend offers so that a plan becomes a program: the code generators' interface."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from gradflow.compiler.graph import Array, Graph
+from gradflow.compiler.memory import Plan
+
+
+class Timed(NamedTuple):
+    """How long an item of a program takes: what it is, seconds a call, floating-point operations, bytes moved."""
+
+    what: str
+    seconds: float
+    operations: int
+    nbytes: int
+
+
+class Executable(ABC):
+    """A generated program, bound to the memory it works on."""
+
+    @abstractmethod
+    def run(self, arrays: Sequence[Array]) -> tuple[Array, ...] | None:
+        """Run on the arguments' arrays, dense and row-major; the results are new arrays.
+
+        None says that a check has failed: an index or a label out of range. Nothing has been stored then.
+        """
+
+    @abstractmethod
+    def source(self) -> str:
+        """Return the generated code."""
+
+    @abstractmethod
+    def profile(self, arrays: Sequence[Array], seconds: float) -> list[Timed]:
+        """Run the items one by one for about so long, and say what each takes; bound memory is left as it was."""
+
+
+class CodeGenerator(ABC):
+    """Makes programs for the arrays of one backend."""
+
+    @abstractmethod
+    def tasks(self, graph: Graph) -> int:
+        """Into how many parts the rows of a graph's groups are to be split."""
+
+    @abstractmethod
+    def generate(self, plan: Plan, namespace: Any) -> Executable:
+        """Make the program of a plan; `namespace` has the kernels that it may call."""
