@@ -263,6 +263,13 @@ class Native(Executable):
         name, settings, geometry, shape = node.settings
         kernel = getattr(self.namespace, name)
         readers = [self._reader(v, *g) for v, g in zip(node.operands, geometry, strict=True)]
+        if shape is None:
+
+            def update(arrays: Sequence[Array]) -> int:
+                kernel(*[read(arrays) for read in readers], **settings)
+                return 0
+
+            return update
         target = self._view(self.plan.places[node.out], node.out.dtype, None, shape)
 
         def step(arrays: Sequence[Array]) -> int:
@@ -338,6 +345,9 @@ class Generator(CodeGenerator):
         threads: how many threads there are.
         parallel: says at each run whether tasks may run side by side.
     """
+
+    fuses = True
+    opens_updates = True
 
     def __init__(self, threads: Callable[[], int], parallel: Callable[[], bool]) -> None:
         self._threads, self._parallel = threads, parallel

@@ -39,7 +39,15 @@ class Executable(ABC):
 
 
 class CodeGenerator(ABC):
-    """Makes programs for the arrays of one backend."""
+    """Makes programs for the arrays of one backend.
+
+    Attributes:
+        fuses: whether its loops hold many nodes; otherwise each node is a group of its own.
+        opens_updates: whether optimizers' rules are compiled; otherwise the backend's kernels are called.
+    """
+
+    fuses: bool
+    opens_updates: bool
 
     @abstractmethod
     def tasks(self, graph: Graph) -> int:

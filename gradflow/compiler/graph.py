@@ -158,13 +158,15 @@ class Graph:
         nodes: in an order in which every value is computed before it is read.
         stores: what bound memory holds afterwards.
         results: for each result the view that holds it, and its shape.
-        checks: calls that only raise; they must run before anything is stored.
+        checks: nodes that only say whether something is wrong; they run before anything is stored.
+        updates: calls of kernels that write bound memory themselves.
     """
 
     nodes: list[Node] = field(default_factory=list)
     stores: list[Store] = field(default_factory=list)
     results: list[tuple[Value, tuple[int, ...]]] = field(default_factory=list)
     checks: list[Node] = field(default_factory=list)
+    updates: list[Node] = field(default_factory=list)
 
     def roots(self) -> list[Value]:
         """Every value that no node computes, numbers apart."""

@@ -148,10 +148,11 @@ class Lowering:
         namespace: the backend's namespace on raw arrays; it says what shape a `call` gives.
         thin: inner lengths up to it make no matrix product but sums of products.
         share: whether common subexpressions are computed once.
+        open_updates: whether optimizers' rules become nodes; otherwise the backend's own kernel is called.
     """
 
-    def __init__(self, namespace: Any, *, thin: int = 4, share: bool = True) -> None:
-        self.namespace, self.thin, self.share = namespace, thin, share
+    def __init__(self, namespace: Any, *, thin: int = 4, share: bool = True, open_updates: bool = True) -> None:
+        self.namespace, self.thin, self.share, self.open_updates = namespace, thin, share, open_updates
         self.graph = Graph()
         self.memo: dict[Any, Value] = {}
         self.memory = _Memory(self)
@@ -559,8 +560,10 @@ class Lowering:
     def write(self, name: str, symbols: Sequence[Symbol], settings: dict[str, Any]) -> None:
         """Lower an update: compute what its first operands will hold."""
         prim = REGISTRY[name]
-        if name in update.RULES:
+        if name in update.RULES and self.open_updates:
             self._flat_update(name, symbols, settings)
+        elif name in update.RULES:
+            self._called_update(name, symbols, settings)
         elif name == "assign":
             self._store(symbols[0], symbols[1])
         elif name == "assign_index":
@@ -574,6 +577,18 @@ class Lowering:
                 self._store(old, value)
         else:
             raise UnsupportedError(name)
+
+    def _called_update(self, name: str, symbols: Sequence[Symbol], settings: dict[str, Any]) -> None:
+        """An optimizer's rule by the backend's kernel, which writes where its operands lie."""
+        writes = REGISTRY[name].writes
+        operands = [*symbols[:writes], *(self.memory.load(s) for s in symbols[writes:])]
+        reads = [View(s.value, s.offset, 0, 0, (0, 0)) for s in operands]
+        geometry = [(s.strides, s.shape) for s in operands]
+        for written in symbols[:writes]:
+            self.memory.close(written)
+        done = self.new("call", reads, (1, 1), (1, 1), _BOOL, (name, settings, geometry, None))
+        assert done.node is not None
+        self.graph.updates.append(done.node)
 
     def _store(self, target: Symbol, value: Symbol) -> None:
         self.memory.store(target, broadcast(self.cast(value, target.dtype), target.shape))
@@ -615,6 +630,7 @@ class _Memory:
         self.roots: dict[tuple[int, Any], Value] = {}
         self.stores: dict[Value, dict[tuple[int, int], Symbol]] = {}
         self.bases: dict[Value, int] = {}
+        self.closed: list[Symbol] = []
 
     def bind(self, arrays: dict[int, Any], extent: Callable[[Any], tuple[Any, int, int]]) -> dict[int, Symbol]:
         """A symbol for each array; arrays in the memory of one owner are views of one value."""
@@ -639,9 +655,19 @@ class _Memory:
         strides = tuple(0 if n == 1 else t // item for n, t in zip(array.shape, array.strides, strict=True))
         return Symbol(self.lowering, value, (address - self.bases[value]) // item, strides, array.shape)
 
+    def close(self, s: Symbol) -> None:
+        """Say that a kernel writes here: what it holds afterwards is not known as a value."""
+        if s.value in self.stores:
+            raise UnsupportedError("a kernel that writes what was written before")
+        self.closed.append(s)
+
     def load(self, s: Symbol) -> Symbol:
         """What bound memory holds now, where the symbol says."""
         low, high = _extent(s)
+        for other in self.closed:
+            start, stop = _extent(other)
+            if other.value is s.value and low < stop and start < high:
+                raise UnsupportedError("a read of what a kernel has written")
         for (start, stop), value in self.stores.get(s.value, {}).items():
             if start <= low and high <= stop:
                 return value.at(value.offset + s.offset - start, s.strides, s.shape)
@@ -655,6 +681,7 @@ class _Memory:
             raise UnsupportedError("a write into an argument or a computed value")
         if not _is_packed(target):
             raise UnsupportedError("a write into memory that does not lie together")
+        self.load(target) if self.closed else None
         low, high = _extent(target)
         if low == high:
             return
@@ -831,13 +858,13 @@ def is_same(view: View, space: Space) -> bool:
 
 
 # ---------------------------------------------------------------- the whole trace
-def lower(trace: Any, namespace: Any, *, thin: int = 4, share: bool = True) -> Graph:
-    """Lower a trace.
+def lower(trace: Any, namespace: Any, *, thin: int = 4, share: bool = True, open_updates: bool = True) -> Graph:
+    """Lower a trace; the settings are those of `Lowering`.
 
     Raises:
         UnsupportedError: it does something that has no lowered form.
     """
-    made = Lowering(namespace, thin=thin, share=share)
+    made = Lowering(namespace, thin=thin, share=share, open_updates=open_updates)
     created = set(getattr(trace, "created", ()))
     bound = {variable: array for variable, array in trace.bound.items() if variable not in created}
     symbols = made.memory.bind(bound, namespace.backend.extent)
@@ -899,7 +926,7 @@ def _result(made: Lowering, s: Symbol, facts: tuple[Shape, Any]) -> tuple[Value,
 
 def without_dead_code(graph: Graph) -> Graph:
     """The same graph with the nodes alone that something kept depends on, and with every value's users."""
-    needed: set[Value] = graph.kept() | {node.out for node in graph.checks}
+    needed: set[Value] = graph.kept() | {node.out for node in (*graph.checks, *graph.updates)}
     live: list[Node] = []
     for node in reversed(graph.nodes):
         if node.out in needed:
@@ -915,7 +942,7 @@ def without_dead_code(graph: Graph) -> Graph:
         node.index = i
         for view in node.operands:
             view.value.users.append(node)
-    return Graph(live, graph.stores, graph.results, graph.checks)
+    return Graph(live, graph.stores, graph.results, graph.checks, graph.updates)
 
 
 __all__ = ["ELEMENTWISE", "Graph", "Lowering", "UnsupportedError", "is_number", "is_same", "lower", "without_dead_code"]

@@ -90,10 +90,13 @@ def scheduled(graph: Graph, groups: list[Group]) -> Schedule:
     }
     in_place, readers = _stored_in_place(graph, groups, needs)
     writers = {store.value.node.group for store in graph.stores if store.value.node is not None}
-    checks = {node.group for node in graph.checks}
-    for writer in writers:
-        if not _reachable(needs, checks, writer):
-            needs[writer] |= checks - {writer}
+    updates = {node.group for node in graph.updates}
+    may_fail = {node.group for node in graph.checks}
+    may_fail |= {g for g in groups if g.nodes[0].op == "call" and g not in updates}
+    for writer in writers | updates:
+        for check in may_fail - {writer}:
+            if not _reachable(needs, {check}, writer):
+                needs[writer].add(check)
     regions: list[Region] = []
     done: dict[Group, int] = {}
     todo = list(groups)
