@@ -32,12 +32,15 @@ class Interpreter(Protocol):
 
     def gradient(self, leaf: Any, *, replaced: bool = False) -> None:
         """Called before the gradient that a leaf holds is looked at, or is replaced without a look."""
+        return
 
     def depends(self, probe: Callable[[], Any], /) -> None:
         """Called where a fact about the library's own state decides what runs; `probe()` gives the fact again."""
+        return
 
     def refuse(self, what: str) -> None:
         """Called where something begins that only running Python can do; may raise."""
+        return
 
 
 class Mode:

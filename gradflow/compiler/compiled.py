@@ -1,9 +1,8 @@
-"""`gf.compile`: record a call once, then run it as one program, and record again when something that mattered differs."""
+"""`gf.compile`: record a call once, then run it as one program, and record again when something that matters differs."""
 
 from __future__ import annotations
 
 import random
-import sys
 import threading
 import types
 import warnings
@@ -52,19 +51,15 @@ class Compiled(Generic[P, R]):
         self._history: list[str] = []
         update_wrapper(self, function, updated=())
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Run the program for these arguments; record one first if there is none."""
+        latest = self._latest
+        if latest is not None and (out := latest.call(args, kwargs)) is not NO:
+            return out
         if get_mode().interpreter is not None or self._eager_because:  # in a trace it becomes a part of that
             return self.eager(args, kwargs)
-        lock = self._lock
-        lock.acquire()
-        try:
-            latest = self._latest
-            if latest is not None and (out := latest.call(args, kwargs)) is not NO:
-                return out  # type: ignore[no-any-return]
+        with self._lock:
             return self._find_or_record(args, kwargs)
-        finally:
-            lock.release()
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -135,7 +130,7 @@ class Compiled(Generic[P, R]):
         except TracedValueError as error:
             if self._refusals_raise:
                 raise
-            self._eager_because = str(error).partition("\n")[0]
+            self._eager_because, self._latest = str(error).partition("\n")[0], None
             done = vars(error).pop("_result", NO)
             return self.eager(args, kwargs) if done is NO else done
 
@@ -163,7 +158,7 @@ class Compiled(Generic[P, R]):
         after = Surroundings(roots, _is_module)
 
         def known(value: Any) -> bool:
-            return id(value) in after._seen or any(value is o for o, _ in signature.objects)
+            return after.reaches(value) or any(value is o for o, _ in signature.objects)
 
         results = Results(out, signature, recording, known)
         hidden = self._end_leaves(recording, signature)
@@ -172,7 +167,7 @@ class Compiled(Generic[P, R]):
         recording.finish(computed)
         xp = recording._xp or namespace()
         first = own([t._data for t in computed], [*state, *recording.bound.values()], xp)
-        found = Specialisation(signature, results, recording, after, make_program(recording, xp), mode)
+        found = Specialisation(signature, results, recording, after, make_program(recording, xp), mode, self._lock)
         result = found.call(args, kwargs, first)
         structure.changed()
         refusal = self._refusal(before, changes, switched, dtype, noise)
@@ -224,6 +219,7 @@ class Compiled(Generic[P, R]):
             self._useless += 1
             if self._useless >= _TRIES and not changes:
                 self._eager_because = f"every call changes what it depends on: {reason}"
+                self._latest = None
                 self._warn(f"{self._eager_because}; it runs eagerly from now on")
             return
         self._useless = 0
@@ -273,7 +269,7 @@ def _is_module(value: Any) -> bool:
 
 def _noise(surroundings: Surroundings) -> tuple[Any, ...]:
     """The states of the generators that are not the library's own."""
-    states = [np.random.get_state(legacy=False)] if "numpy.random" in sys.modules else []  # noqa: NPY002
+    states: list[Any] = [np.random.get_state(legacy=False)]  # noqa: NPY002
     states += [generator.bit_generator.state for generator in surroundings.generators]
     return random.getstate(), repr(states)
 

@@ -50,7 +50,9 @@ class Signature:
         self._reachable = set(reachable)
         shown: list[str] = []
         self.lines.append(f"if len(args) != {len(args)} or {self._keys('kwargs', kwargs)}: return NO")
-        self.args = tuple(self._take(value, f"args[{i}]", shown) for i, value in enumerate(args))
+        if args:
+            self.lines.append(f"{''.join(f'a{i}, ' for i in range(len(args)))} = args")
+        self.args = tuple(self._take(value, f"a{i}", shown) for i, value in enumerate(args))
         self.kwargs = {key: self._take(value, f"kwargs[{key!r}]", shown) for key, value in kwargs.items()}
         for i, (_, one) in enumerate(self.leaves):
             for _, other in self.leaves[:i]:
@@ -220,7 +222,7 @@ class Results:
 
     def __init__(self, out: Any, signature: Signature, trace: Trace, known: Callable[[Any], bool]) -> None:
         self.tensors: list[Tensor] = []
-        self.scope: dict[str, Any] = {"wrap": wrap}
+        self.scope: dict[str, Any] = {"Tensor": Tensor}
         self._signature, self._trace, self._known = signature, trace, known
         self._taken: dict[int, str] = {}
         self._arguments = {id(made): name for made, name in signature._given.values()}
@@ -248,8 +250,10 @@ class Results:
             inside = ", ".join(self._take(item, f"{path}.{f}") for f, item in zip(kind._fields, value, strict=True))
             return f"{self._constant(kind)}({inside})"
         if dataclasses.is_dataclass(value) and not isinstance(value, type) and not self._known(value):
-            fields = (f"{f.name!r}: {self._take(getattr(value, f.name), f'{path}.{f.name}')}"
-                for f in dataclasses.fields(value))
+            fields = (
+                f"{f.name!r}: {self._take(getattr(value, f.name), f'{path}.{f.name}')}"
+                for f in dataclasses.fields(value)
+            )
             self.scope["remade"] = _remade
             return f"remade({self._constant(value)}, {{{', '.join(fields)}}})"
         if kind is np.ndarray:
@@ -275,12 +279,11 @@ class Results:
             return self._taken[id(t)]
         i = len(self.tensors)
         self.tensors.append(t)
-        node = "None"
-        if t._node is not None:
-            self.scope["edge_node"] = tape.edge_node
-            node = f"edge_node({t.shape}, {self._constant(t.dtype)})"
+        node = None if t._node is None else tape.edge_node(t.shape, t.dtype)  # one for all calls: it leads nowhere
         name = self._taken[id(t)] = f"t{i}"
-        self.shared.append(f"{name} = wrap(r[{i}], {self._constant(t._xp)}, {node})")
+        xp = self._constant(t._xp)
+        self.shared.append(f"{name} = Tensor(); {name}._data = r[{i}]; {name}._xp = {xp}")
+        self.shared.append(f"{name}._node = {self._constant(node)}")
         return name
 
 

@@ -42,6 +42,7 @@ class Specialisation:
         surroundings: Surroundings,
         program: Program,
         mode: Mode,
+        lock: Any,
     ) -> None:
         self.signature, self.recording, self.surroundings, self.program = signature, recording, surroundings, program
         self.mode, self.why, self.reason = mode, "", ""
@@ -55,19 +56,20 @@ class Specialisation:
         ]
         self._hooks = [(node, _hooks(node)) for node in {id(n): n for _, _, n in self._met if n is not None}.values()]
         self._scope: dict[str, Any] = {}
-        self.guard_source = self._source(results)
+        self.guard_source = self._source(results, lock)
         self._fill_places()
         exec(compile(self.guard_source, "<gradflow compiled call>", "exec"), self._scope)
         self.call = self._scope["call"]
 
     # ------------------------------------------------------------ the generated check
-    def _source(self, results: Results) -> str:
+    def _source(self, results: Results, lock: Any) -> str:
         signature, recording, scope = self.signature, self.recording, self._scope
         scope |= signature.scope | results.scope
         scope |= {
-            "NO": NO, "get_mode": get_mode, "structure": structure, "mode": self.mode, "override": backend._override.get,
-            "backend": backend._override.get(), "recheck": self.recheck, "leave": self.leave, "program": self.program,
-            "seen": None, "Tensor": Tensor, "wrap": wrap, "values_hold": self._values_hold, "run": self.run,
+            "NO": NO, "get_mode": get_mode, "structure": structure, "mode": self.mode, "seen": None, "wrap": wrap,
+            "override": backend._override.get, "backend": backend._override.get(), "recheck": self.recheck,
+            "leave": self.leave, "program": self.program, "values_hold": self._values_hold, "acquire": lock.acquire,
+            "release": lock.release,
         }  # fmt: skip
         arrays = [*signature.arrays, *signature.source_of_gradients()]
         guards = [] if not recording.values else ["if not values_hold(): return NO"]
@@ -76,8 +78,11 @@ class Specialisation:
             guards.append(f"if not apart(({', '.join(arrays)},)): return NO")
         elif written := recording.written_owners():
             scope["written"] = written
+            kinds = {recording.facts[v][1] for v in recording.bound}
             guards += [
-                f"if id({a} if (base := {a}.base) is None else base) in written: return NO" for a in signature.arrays
+                f"if id({a} if (base := {a}.base) is None else base) in written: return NO"
+                for a, variable in zip(signature.arrays, recording.arguments, strict=False)
+                if recording.facts[variable][1] in kinds
             ]
         if self.program.contiguous and not recording.writes_arguments:
             scope["contiguous"] = np.ascontiguousarray
@@ -93,8 +98,11 @@ class Specialisation:
             "    fresh = False",
             "  if not fresh and not recheck(): return NO",
             *(f"  {line}" for line in guards),
-            f"  r = program(({''.join(f'{a}, ' for a in arrays)}))",
-            "  if not fresh: leave()",
+            "  acquire()",
+            "  try:",
+            f"    r = program(({''.join(f'{a}, ' for a in arrays)}))",
+            "    if not fresh: leave()",
+            "  finally: release()",
             *self._hand_out_gradients(),
             *results.shared,
             f"return {results.expression}",
@@ -114,7 +122,8 @@ class Specialisation:
             if isinstance(live, set):
                 continue
             pairs = live.items() if isinstance(live, dict) else enumerate(live)
-            places |= {(id(live), key): (live, key) for key, value in pairs if _equal_by_value(value)}
+            numbers = id(live) not in found.librarys  # 2 or 2.0 is the same to a layer
+            places |= {(id(live), key): (live, key) for key, value in pairs if _equal_by_value(value, numbers)}
         for i, (holder, key) in enumerate(places.values()):
             self._places.append((holder, key))
             conditions.append(f"{self._read(i, holder, key)} is p{i}")
@@ -196,7 +205,11 @@ class Specialisation:
             if _hooks(node) != hooks:
                 return "hooks were added or removed"
         for leaf, present in self.recording.leaves.items():
-            if present is not None and leaf not in self.recording.argument_leaves and (leaf.grad is not None) != present:
+            if (
+                present is not None
+                and leaf not in self.recording.argument_leaves
+                and (leaf.grad is not None) != present
+            ):
                 return f"a leaf of shape {leaf.shape} had {'a' if present else 'no'} gradient when the call began"
         for probe, value in self.recording.probes:
             if not _same_fact(probe(), value):
@@ -232,10 +245,6 @@ class Specialisation:
         if moved:
             structure.changed()
 
-    def run(self, arrays: tuple[Any, ...]) -> Any:
-        """Run the program."""
-        return self.program(arrays)
-
 
 def _hooks(node: Any) -> list[Any]:
     return list(getattr(node, "hooks", {}).values())
@@ -245,11 +254,13 @@ def _same_fact(a: Any, b: Any) -> bool:
     return a is b or type(a) is tuple and type(b) is tuple and a == b
 
 
-def _equal_by_value(value: Any) -> bool:
-    """Whether another object could be equal to a value, and yet make a difference."""
+def _equal_by_value(value: Any, numbers: bool) -> bool:
+    """Whether another object could be equal to a value, and yet make a difference; `numbers` if 2 and 2.0 do."""
     kind = type(value)
-    if kind in (int, float, complex):
-        return True
-    if kind in SIMPLE or isinstance(value, types.FunctionType | list | dict | tuple | set | frozenset):
+    if kind in SIMPLE:
+        return numbers and kind in (int, float, complex)
+    if isinstance(value, types.FunctionType | list | dict | tuple | set | frozenset):
         return False
-    return kind.__eq__ is not object.__eq__
+    if isinstance(value, Tensor | np.ndarray):
+        return value.size == 1  # more have no truth value: the comparison raises, and something has changed
+    return "__eq__" in {name for c in kind.__mro__[:-1] for name in vars(c)}

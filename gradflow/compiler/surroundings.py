@@ -103,6 +103,7 @@ class Surroundings:
         sizes: the attributes of plain objects, and how many there were.
         tensors: those met, by id, with a path.
         generators: NumPy's generators of random numbers.
+        librarys: ids of the containers that hold attributes of the library's own objects.
     """
 
     def __init__(self, roots: Mapping[str, Any], is_module: Callable[[Any], bool]) -> None:
@@ -111,10 +112,11 @@ class Surroundings:
         self.sizes: list[tuple[str, dict[str, Any], int]] = []
         self.tensors: dict[int, tuple[Tensor, str]] = {}
         self.generators: list[np.random.Generator] = []
+        self.librarys: set[int] = set()
         self._is_module = is_module
         self._names: set[str] = {"training"}
         self._dynamic = False
-        self._seen: dict[int, Any] = {}
+        self._seen: dict[Any, Any] = {}
         self._objects: list[tuple[str, Any, Mapping[str, Any], set[str]]] = []  # whose attributes count if named
         self._loose: set[int] = set()  # attributes of the user's Modules: what is simple counts if the code names it
         self._codes: list[types.CodeType] = []
@@ -179,8 +181,8 @@ class Surroundings:
 
     def _visit_object(self, value: Any, path: str) -> None:
         kind = type(value)
-        if _is_librarys(kind) and kind.__name__.startswith("_"):
-            return  # the library tells by itself when its inner state changes
+        if _is_librarys(kind) and (kind.__name__.startswith("_") or "_tells_changes" in vars(kind)):
+            return  # the structure version tells
         self._visit_class(kind)
         slots = [name for c in kind.__mro__ for name in _slots(c)]
         if slots and not _is_librarys(kind):
@@ -193,7 +195,9 @@ class Surroundings:
             self.containers.append((path, attributes, attributes.copy()))
             looked_into = {name for name, item in attributes.items() if self._matters(value, item)}
             self._todo += [(attributes[name], f"{path}.{name}") for name in attributes if name in looked_into]
-            if not _is_librarys(kind):
+            if _is_librarys(kind):
+                self.librarys.add(id(attributes))
+            else:
                 self._loose.add(id(attributes))
                 self._objects.append((path, value, attributes, looked_into))
         else:
@@ -202,12 +206,10 @@ class Surroundings:
 
     def _matters(self, module: Any, item: Any) -> bool:
         """Whether to look into what a Module holds: not into a log, which neither it nor the library reads."""
-        if not isinstance(item, list | dict | set | deque) or _is_librarys(type(module)):
+        if not isinstance(item, list | dict | set | deque):
             return type(item) not in SIMPLE
         items = item.values() if isinstance(item, dict) else item
-        if any(type(x) not in SIMPLE for x in items):
-            return True
-        return False
+        return any(type(x) not in SIMPLE for x in items)
 
     def _visit_class(self, value: type) -> None:
         for c in value.__mro__:
@@ -241,8 +243,12 @@ class Surroundings:
         namespace = f.__globals__
         for name in sorted(_globals_of(f.__code__)):
             if name in namespace and (id(namespace), name) not in self._seen:
-                self._seen[id(namespace), name] = None  # type: ignore[index]
+                self._seen[id(namespace), name] = None
                 self._place(namespace, name, name)
+
+    def reaches(self, value: Any) -> bool:
+        """Whether the walk came to an object."""
+        return self._seen.get(id(value)) is value
 
     # ------------------------------------------------------------ then and now
     def changes(self) -> Iterator[Change]:
@@ -336,7 +342,7 @@ def _is_log(change: Change) -> bool:
 
 
 def _last_name(path: str) -> str:
-    return path.split("[")[0].rpartition(".")[2]
+    return path.partition("[")[0].rpartition(".")[2]
 
 
 def _short(value: Any) -> str:

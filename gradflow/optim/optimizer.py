@@ -149,6 +149,8 @@ class ParamGroup(Mapping[str, Any]):
     Hyper-parameters live in one array that the update rule reads, so a captured step sees a change too.
     """
 
+    _tells_changes = True  # a compiled step need not look at its attributes
+
     def __init__(self, optimizer: Optimizer, params: list[Tensor], values: dict[str, float]) -> None:
         self.params = params
         self._names = optimizer.hyper
