@@ -20,6 +20,7 @@ from gradflow.transforms import custom_vjp, grad, hessian, hvp, jacobian, jvp, v
 if TYPE_CHECKING:
     from gradflow import compiler, data, nn, optim, training, transforms
     from gradflow.anomaly import detect_anomaly
+    from gradflow.compiler import compile
     from gradflow.data import datasets
     from gradflow.nn import functional_call
     from gradflow.serialization import load, save
@@ -34,8 +35,8 @@ __array_api_version__ = _API_VERSIONS[-1]
 
 __all__ = [
     "Parameter", "Tensor", "__array_api_version__", "__array_namespace_info__", "__version__", "backends", "bool",
-    "compiler", "custom_vjp", "data", "datasets", "defimpl", "defvjp", "detect_anomaly", "e", "enable_grad", "float32",
-    "float64", "functional_call", "get_backend", "get_default_dtype", "grad", "hessian", "hvp", "inf", "int8", "int16",
+    "compile", "compiler", "custom_vjp", "data", "datasets", "defimpl", "defvjp", "detect_anomaly", "e", "enable_grad",
+    "float32", "float64", "functional_call", "get_backend", "get_default_dtype", "grad", "hessian", "hvp", "inf", "int8", "int16",
     "int32", "int64", "is_grad_enabled", "jacobian", "jvp", "load", "nan", "newaxis", "nn", "no_grad", "ops", "optim",
     "pi", "primitive", "save", "set_backend", "set_default_dtype", "set_grad_enabled", "training", "transforms",
     "uint8", "uint16", "uint32", "uint64", "use_backend", "value_and_grad", "vjp",
@@ -51,6 +52,7 @@ _LATER = {  # imported at first use: `import gradflow` stays light
     "training": "gradflow.training",
 }
 _LATER_NAMES = {
+    "compile": "gradflow.compiler",
     "detect_anomaly": "gradflow.anomaly",
     "functional_call": "gradflow.nn",
     "load": "gradflow.serialization",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gradflow import structure
 from gradflow.errors import ArgumentError, DTypeError, explain
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -92,3 +93,4 @@ def set_default_dtype(dtype: Any) -> None:
         )
     assert wanted is not None
     _default_dtype = wanted
+    structure.changed()

@@ -30,6 +30,18 @@ class Interpreter(Protocol):
     def sweep(self, root: Any, run: Callable[..., Any], lift: Any, hooks: Any, retain: bool) -> Any:
         """Run a backward sweep from `root`: `run(lift, hooks, retain)`, with others in the place of these if needed."""
 
+    def gradient(self, leaf: Any, *, replaced: bool = False) -> None:
+        """Called before the gradient that a leaf holds is looked at, or is replaced without a look."""
+        return
+
+    def depends(self, probe: Callable[[], Any], /) -> None:
+        """Called where a fact about the library's own state decides what runs; `probe()` gives the fact again."""
+        return
+
+    def refuse(self, what: str) -> None:
+        """Called where something begins that only running Python can do; may raise."""
+        return
+
 
 class Mode:
     """How operations run now."""

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 import numpy as np
 
-from gradflow import tape
+from gradflow import structure, tape
 from gradflow.arguments import wrong_kind
 from gradflow.backend import Backend, resolve
 from gradflow.config import get_default_dtype
@@ -199,6 +199,7 @@ def defvjp(function: Callable[..., Any], **rules: Rule) -> None:
         _forget(f"{prim.name}_vjp_{operand}")
     if not prim.variadic:
         prim.function.__code__ = _first_call.__code__
+    structure.rules_changed()
 
 
 def defimpl(function: Callable[..., Any], impl: Callable[..., Any]) -> None:
@@ -209,6 +210,7 @@ def defimpl(function: Callable[..., Any], impl: Callable[..., Any]) -> None:
         raise wrong_kind("defimpl", "impl", impl, reason, f"defimpl({prim.name}, lambda xp, x: ...)")
     prim.impl = impl
     _forget(prim.name)
+    structure.rules_changed()
 
 
 def _forget(name: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any
 
+from gradflow import structure
 from gradflow.errors import GraphError, explain
 
 Extent = Callable[[Any], tuple[Any, int, int]]  # array -> (owner of its memory, first byte, byte after the last)
@@ -64,9 +65,11 @@ def add_hook(target: Node | Leaf, hook: Callable[[Any], Any]) -> Callable[[], No
         target.hooks = {}
     hooks, key = target.hooks, object()
     hooks[key] = hook
+    structure.changed()
 
     def remove() -> None:
         hooks.pop(key, None)
+        structure.changed()
 
     return remove
 
@@ -140,8 +143,49 @@ def _freed(*_: Any) -> Any:
     )
 
 
+def _compiled(*_: Any) -> Any:
+    raise GraphError(
+        explain(
+            "backward() through the edge of a compiled function.",
+            "its result has values and no history: the program computes no more than what was recorded.",
+            "call loss.backward(), or gf.grad, inside the compiled function; forward-only calls go under gf.no_grad()",
+        )
+    )
+
+
 _GRAVE = Leaf((), None)  # where all freed nodes lead
+_EDGE = Leaf((), None)  # where what a compiled function returns leads, and what came into one with a history
 _FREED: tuple[Edge, ...] = ((_GRAVE, _freed, ()),)
+
+
+def _refuse_dead_ends(seen: dict[Any, Any]) -> None:
+    if _GRAVE in seen:
+        _freed()
+    if _EDGE in seen:
+        _compiled()
+
+
+class _Outside:
+    """Stands as the primitive of a node at the edge of a compiled function."""
+
+    name = "compiled"
+    position: dict[str, int] = {}  # noqa: RUF012
+
+    def names_at(self, i: int) -> tuple[str, ...]:
+        return ()
+
+    def rule_at(self, i: int) -> Callable[..., Any]:
+        return _compiled
+
+
+def edge_node(shape: tuple[int, ...], dtype: Any) -> Node:
+    """A node that says "this requires grad" and refuses to go back further: the edge of a compiled function."""
+    node = Node()
+    node.seq, node.primitive, node.shape, node.dtype = tick(), _Outside(), shape, dtype
+    node.edges = ((_EDGE, _compiled, ()),)
+    return node
+
+
 _BY_AGE = attrgetter("seq")
 
 
@@ -182,8 +226,8 @@ def reachable(root: Node | Leaf) -> tuple[list[Node], dict[Any, Any]]:
 
 def _towards(targets: set[Any], nodes: list[Node], seen: dict[Any, Any]) -> tuple[list[Node], dict[Any, Any]]:
     """What `reachable` found, less all that leads to no target."""
-    if _GRAVE in seen and not targets.issubset(seen):
-        _freed()  # the way to a target may have led through what was freed
+    if not targets.issubset(seen):  # the way to a target may have led through what was freed
+        _refuse_dead_ends(seen)
     wanted = targets.intersection(seen)
     for node in reversed(nodes):
         if any(edge is not None and edge[0] in wanted for edge in node.edges):
@@ -211,8 +255,8 @@ def sweep(
     if targets is not None:
         kept = dict.fromkeys(targets)
         nodes, arrived = _towards(set(kept), nodes, arrived)
-    elif _GRAVE in arrived:
-        _freed()
+    else:
+        _refuse_dead_ends(arrived)
     if nodes and nodes[-1].seq < writes.last:  # something was written since the oldest: look before anything is freed
         for node in nodes:
             _check_saved(node, extent)

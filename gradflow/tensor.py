@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, cast
 
 import numpy as np
 
-from gradflow import tape
+from gradflow import structure, tape
 from gradflow.arguments import flag, not_async, wrong_kind
 from gradflow.errors import ArgumentError, BackendMismatchError, DTypeError, GraphError, ShapeError, explain
 from gradflow.mode import Interpreter, Mode, get_mode, grad_mode, resumed, set_mode, using
@@ -128,7 +128,10 @@ class Tensor:
     @property
     def grad(self) -> Tensor | None:
         """The gradient that backward() has accumulated: of a leaf, or of a tensor that retains it."""
-        return getattr(self._node, "grad", None)
+        node = self._node
+        if (interpreter := get_mode().interpreter) is not None and type(node) is Leaf:
+            interpreter.gradient(node)
+        return getattr(node, "grad", None)
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
@@ -144,7 +147,10 @@ class Tensor:
             )
         if value is not None:
             check_gradient(value, self)
+        if (interpreter := get_mode().interpreter) is not None and type(self._node) is Leaf:
+            interpreter.gradient(self._node, replaced=True)
         self._node.grad = value
+        structure.changed()
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Ask for a gradient, or no longer; in place, on a leaf, which then forgets its gradient and its hooks.
@@ -164,6 +170,7 @@ class Tensor:
             self._node = None
         elif self._node is None:
             self._node = _leaf(self._data)
+        structure.changed()
         return self
 
     def detach(self) -> Tensor:
@@ -253,13 +260,17 @@ class Tensor:
                 found = own_tensors(sweep_tensors(self, seed, retain), seed)
                 with _accumulating:
                     for leaf, g in found.items():
+                        if interpreter is not None:
+                            interpreter.gradient(leaf)
                         leaf.grad = g if leaf.grad is None else leaf.grad + g
+            structure.changed()
             return
         xp = self._xp
         found = own(sweep_arrays(self, seed._data, retain), seed._data, xp)
         with _accumulating:  # threads may share leaves: 0.1 µs
             for leaf, g in found.items():
                 leaf.grad = g if leaf.grad is None else wrap(xp.as_array(xp.add(leaf.grad._data, g._data)), xp)
+        structure.changed()
 
     # ------------------------------------------------------------ leaving the graph
     def _read(self, how: str) -> None:

@@ -214,6 +214,21 @@ class Hunt:
         if self.outer is not None:
             self.outer.read(tensor, how)
 
+    def gradient(self, leaf: Any, *, replaced: bool = False) -> None:
+        """Pass on to a trace outside that a gradient is looked at, or replaced."""
+        if self.outer is not None:
+            self.outer.gradient(leaf, replaced=replaced)
+
+    def depends(self, probe: Callable[[], Any], /) -> None:
+        """Pass on to a trace outside what decides which operations run."""
+        if self.outer is not None:
+            self.outer.depends(probe)
+
+    def refuse(self, what: str) -> None:
+        """Pass on to a trace outside what no trace can hold."""
+        if self.outer is not None:
+            self.outer.refuse(what)
+
     def traces(self, tensor: Tensor) -> bool:
         """Whether a trace outside knows a tensor."""
         return bool(self.outer is not None and getattr(self.outer, "traces", lambda _: False)(tensor))
@@ -388,4 +403,6 @@ class detect_anomaly:  # noqa: N801  (reads as a statement: `with gf.detect_anom
         outer = get_mode().interpreter
         if isinstance(outer, Hunt):
             log, outer = outer.log, outer.outer
+        if outer is not None:
+            outer.refuse("gf.detect_anomaly()")
         return Hunt(log, outer, self.inf, self.at_once)

@@ -1,5 +1,6 @@
-"""Capturing computations: the tracing interpreter, from whose equations a compiler generates code."""
+"""Capturing computations: the tracing interpreter, and `compile`, which makes programs of what it wrote down."""
 
+from gradflow.compiler.compiled import Compiled, CompileWarning, compile
 from gradflow.compiler.trace import Equation, Trace, trace
 
-__all__ = ["Equation", "Trace", "trace"]
+__all__ = ["CompileWarning", "Compiled", "Equation", "Trace", "compile", "trace"]

@@ -1,8 +1,8 @@
 """Tracing: run a function once, eagerly, and write down every operation as an equation.
 
 The tracer is one more interpreter, entered through the mode; the engine knows nothing of it. Values flow along, so no
-shape rules are needed. A value is known by its array, which the trace keeps alive: arrays that are neither arguments
-nor results (parameters, optimizer state, hyper-parameters, constants) are bound by identity, never copied, so a replay
+shape rules are needed. A value is known by its array as long as that lives: arrays that are neither arguments nor
+results (parameters, optimizer state, hyper-parameters, constants) are bound by identity, never copied, so a replay
 sees what they hold then. Backward sweeps run on Tensors while tracing, so derivatives become equations too.
 """
 
@@ -41,24 +41,27 @@ class Trace:
 
     Attributes:
         equations: in order of execution.
+        sites: for each equation the user's "file:line" that it came from; empty unless they are kept.
         arguments: the variables that a replay replaces.
         results: the variables that a replay returns.
         bound: variable -> array, for everything met that is neither argument nor result of an equation.
+        facts: variable -> (shape, dtype).
     """
 
     on_tensors = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_sites: bool = False) -> None:
         self.equations: list[Equation] = []
+        self.sites: list[str] = []
         self.arguments: list[int] = []
         self.results: list[int] = []
         self.bound: dict[int, Any] = {}
-        self._variables: dict[int, int] = {}
+        self.facts: dict[int, tuple[tuple[int, ...], Any]] = {}
+        self._keep_sites = keep_sites
+        self._variables: dict[int, tuple[int, weakref.ref[Any]]] = {}  # id of an array -> its variable, the array
         self._tensors: dict[int, weakref.ref[Tensor]] = {}
-        self._alive: list[Any] = []
         self._computed: set[int] = set()
         self._xp: Any = None
-        self._shapes: list[tuple[Any, ...]] = []
         self._outer: Interpreter | None = None  # a trace in a trace, or in a hunt for NaNs: both see every operation
 
     # ------------------------------------------------------------ the interpreter
@@ -74,7 +77,7 @@ class Trace:
         output = None if primitive.writes else self._new(out)
         if output is not None:
             self._computed.add(output)
-        self.equations.append(Equation(primitive, inputs, settings, output))
+        self._write_down(Equation(primitive, inputs, settings, output))
         return out
 
     def read(self, tensor: Tensor, how: str) -> None:
@@ -86,7 +89,7 @@ class Trace:
         if self.traces(tensor):
             raise TracedValueError(
                 explain(
-                    f"{how} of a traced value{_user_line()}.",
+                    f"{how} of a traced value{user_line(' at ')}.",
                     "the step is recorded once and replayed: what Python read now would be used for ever.",
                     "return the tensor from the step and read it outside; gf.where(condition, x, y) chooses by value",
                 )
@@ -98,23 +101,47 @@ class Trace:
         """Run a backward sweep, whose operations come here one by one."""
         return (run if self._outer is None else partial(self._outer.sweep, root, run))(lift, hooks, retain)
 
+    def gradient(self, leaf: Any, *, replaced: bool = False) -> None:
+        """Hear that a gradient is looked at: a plain trace leaves gradients where the traced run put them."""
+        if self._outer is not None:
+            self._outer.gradient(leaf, replaced=replaced)
+
+    def depends(self, probe: Callable[[], Any], /) -> None:
+        """Hear what decides which operations run: a plain trace does not ask again."""
+        if self._outer is not None:
+            self._outer.depends(probe)
+
+    def refuse(self, what: str) -> None:
+        """Hear of what only Python can do: a plain trace goes without."""
+        if self._outer is not None:
+            self._outer.refuse(what)
+
     def traces(self, tensor: Tensor) -> bool:
         """Whether a tensor's value depends on the arguments or is computed by an equation."""
-        variable = self._variables.get(id(tensor._data))
+        variable = self._known(tensor._data)
         return variable is not None and (variable in self._computed or variable in self.arguments)
 
+    def _write_down(self, equation: Equation) -> None:
+        self.equations.append(equation)
+        if self._keep_sites:
+            self.sites.append(user_line())
+
+    def _known(self, array: Any) -> int | None:
+        found = self._variables.get(id(array))
+        return found[0] if found is not None and found[1]() is array else None
+
     def _variable(self, t: Tensor) -> int:
-        known = self._variables.get(id(t._data))
+        known = self._known(t._data)
         if known is None:
             known = self._new(t)
             self.bound[known], self._tensors[known] = t._data, weakref.ref(t)
         return known
 
     def _new(self, t: Tensor) -> int:
-        self._xp = t._xp
-        variable = len(self._alive)
-        self._alive.append(t._data)
-        self._variables[id(t._data)] = variable
+        self._xp, array = t._xp, t._data
+        variable = len(self.facts)
+        self.facts[variable] = array.shape, array.dtype
+        self._variables[id(array)] = variable, weakref.ref(array)
         return variable
 
     # ------------------------------------------------------------ from a function, and back to a run
@@ -127,11 +154,11 @@ class Trace:
         )
         self._outer = get_mode().interpreter
         self.arguments = [self._new(t) for t in arguments]
-        self._shapes = [(t.shape, t.dtype) for t in arguments]
         with using(Mode(get_mode().recording, self)):
             out = function(*arguments)
         outputs = out if isinstance(out, tuple | list) else (out,)
         self.results = [self._variable(t) for t in outputs if isinstance(t, Tensor)]
+        self._variables.clear()  # what was computed on the way goes; what is bound stays
         return out
 
     def replay(self, *arguments: Tensor) -> tuple[Tensor, ...]:
@@ -141,11 +168,12 @@ class Trace:
             ShapeError: arguments of other shapes or dtypes than the traced ones.
             GraphError: a tensor that is bound has other memory by now.
         """
-        if [(t.shape, t.dtype) for t in arguments] != self._shapes:
+        shapes = [self.facts[v] for v in self.arguments]
+        if [(t.shape, t.dtype) for t in arguments] != shapes:
             raise ShapeError(
                 explain(
                     f"a replay on {[(t.shape, t.dtype.name) for t in arguments]}.",
-                    f"the trace holds for {[(shape, dtype.name) for shape, dtype in self._shapes]}.",
+                    f"the trace holds for {[(shape, dtype.name) for shape, dtype in shapes]}.",
                     "trace the function again for other shapes",
                 )
             )
@@ -188,7 +216,7 @@ def trace(function: Callable[..., Any], *arguments: Tensor) -> tuple[Any, Trace]
     return recorded.run(function, arguments), recorded
 
 
-def _user_line() -> str:
-    """Where in the user's code the present call came from."""
+def user_line(before: str = "") -> str:
+    """Where in the user's code the present call came from, as "file:line" behind `before`; empty if there is none."""
     frame = users_frame()
-    return "" if frame is None else f" at {frame.f_code.co_filename}:{frame.f_lineno}"
+    return "" if frame is None else f"{before}{frame.f_code.co_filename}:{frame.f_lineno}"

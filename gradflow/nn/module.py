@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple, Self, final
 
 import numpy as np
 
+from gradflow import structure
 from gradflow.anomaly.report import calls_modules, name_modules
 from gradflow.arguments import flag, wrong_kind
 from gradflow.backend import Backend
@@ -229,6 +230,7 @@ class Module:
                 held.grad = None if grad is None else grad.detach().to(target)
                 if held._node is not None and hooks is not None:
                     held._node.hooks = hooks
+        structure.changed()
         return self
 
     # ------------------------------------------------------------ its state

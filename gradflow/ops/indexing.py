@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gradflow import structure
 from gradflow.backend import ARRAY
 from gradflow.errors import ArgumentError, DTypeError, GraphError, IndexRangeError, ShapeError, explain, sentence
 from gradflow.mode import get_mode
@@ -258,6 +259,7 @@ def _rebind(x: Tensor, new: Tensor) -> None:
     base = getattr(x, "_base", None)
     if base is None:
         x._data, x._node = new._data, new._node
+        structure.changed()
         return
     whole, key, array = base
     refuse_write_to_leaf(whole, "a write into a view")
@@ -272,6 +274,7 @@ def _rebind(x: Tensor, new: Tensor) -> None:
     _rebind(whole, index_update(whole, new, key=key))
     view = getitem(whole, key)  # of the new memory: what is written into x later reaches the whole again
     x._data, x._node, x._base = view._data, view._node, view._base
+    structure.changed()
 
 
 def _is_that_view(value: Tensor, x: Tensor, key: Key) -> bool:

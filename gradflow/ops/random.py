@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from gradflow import structure
 from gradflow.arguments import integer, integers, number, shown
 from gradflow.backend import Backend
 from gradflow.config import get_default_dtype
 from gradflow.errors import ArgumentError, DTypeError, explain
+from gradflow.mode import get_mode
 from gradflow.ops.creation import _shape, check_dtype, make_tensor
 from gradflow.ops.elementwise import minimum
 from gradflow.primitive import namespace, primitive
-from gradflow.tensor import Tensor
+from gradflow.tensor import OPS, Tensor
 
 _WORDS_PER_BLOCK = 4
 
@@ -83,13 +85,19 @@ class Generator:
         numbers = integers(mistake, state, why=why, fix=fix)
         if len(numbers) != 2 or not all(0 <= n < 2**64 for n in numbers):
             raise ArgumentError(explain(mistake, why, fix))
-        self._state = make_tensor(np.array(numbers, np.uint64), backend="numpy")
+        if (state_now := getattr(self, "_state", None)) is None:
+            self._state = make_tensor(np.array(numbers, np.uint64), backend="numpy")
+        else:  # written where it lies: a compiled step reads it there
+            OPS.assign(state_now, make_tensor(np.array(numbers, np.uint64), backend=state_now.backend))
         return self
 
     def _on(self, backend: str | Backend | None) -> Tensor:
         xp = namespace(backend)
         if self._state._xp is not xp:
             self._state = make_tensor(self._state, backend=xp.backend)
+            structure.changed()
+        if (interpreter := get_mode().interpreter) is not None:
+            interpreter.depends(lambda: self._state)
         return self._state
 
     def __repr__(self) -> str:

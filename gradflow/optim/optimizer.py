@@ -9,9 +9,10 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, cast, final
 
 import numpy as np
 
+from gradflow import structure
 from gradflow.arguments import flag, shown, wrong_kind
 from gradflow.errors import ArgumentError, DTypeError, GraphError, StateDictError, explain
-from gradflow.mode import NO_GRAD, using
+from gradflow.mode import NO_GRAD, get_mode, using
 from gradflow.ops.creation import make_tensor, zeros, zeros_like
 from gradflow.tensor import OPS, Tensor, no_grad
 
@@ -73,26 +74,41 @@ class _Buffer:
             p._data = view._data
             self.data.append(view._data)
         self.runs: dict[tuple[bool, ...], list[_Run]] = {}
+        structure.changed()
 
     def gradients(self) -> tuple[list[Tensor], list[_Run]]:
         """The gradients there are, and the runs of neighbouring parameters that have one and have made equal steps."""
         grads: list[Any] = []
         everyone = True
+        interpreter = get_mode().interpreter
         for p, data in zip(self.params, self.data):  # noqa: B905  (on the path of every step)
             if p._data is not data:
                 self.adopt()
                 return self.gradients()
             node = p._node
+            if interpreter is not None and node is not None:
+                interpreter.gradient(node)
             grad = None if node is None else node.grad
             if grad is None:
                 everyone = False
             grads.append(grad)
         present = () if everyone else tuple(g is not None for g in grads)
+        if interpreter is not None:
+            interpreter.depends(lambda: self._layout(present))
+        return (grads if everyone else [g for g in grads if g is not None]), self._runs_of(present)
+
+    def _runs_of(self, present: tuple[bool, ...]) -> list[_Run]:
         runs = self.runs.get(present)
         if runs is None:
-            runs = self._split(present or (True,) * len(grads))
+            runs = self._split(present or (True,) * len(self.params))
             self.runs = {present: runs}  # alone: when another set of parameters takes part, step counts will differ
-        return (grads if everyone else [g for g in grads if g is not None]), runs
+            structure.changed()
+        return runs
+
+    def _layout(self, present: tuple[bool, ...]) -> tuple[Any, ...]:
+        """What decides which memory an update touches in which calls, when these parameters take part."""
+        memory = (self.flat._data, *(p._data for p in self.params), *(slot._data for slot in self.slots))
+        return (*map(id, memory), *((run.start, run.count) for run in self._runs_of(present)))
 
     @_unseen
     def _split(self, present: tuple[bool, ...]) -> list[_Run]:
@@ -116,7 +132,7 @@ class _Run:
 
     def __init__(self, buffer: _Buffer, i: int, j: int) -> None:
         start, end = buffer.starts[i], buffer.ends[j - 1]
-        self.count = j - i
+        self.start, self.count = i, j - i
         state = (slot[start:end] for slot in buffer.slots)
         self.operands = (buffer.flat[start:end], *state, buffer.steps[i:j], buffer.hyper)
         self.settings = {**buffer.settings, "turned": tuple(buffer.turned[i:j])}
@@ -132,6 +148,8 @@ class ParamGroup(Mapping[str, Any]):
 
     Hyper-parameters live in one array that the update rule reads, so a captured step sees a change too.
     """
+
+    _tells_changes = True  # a compiled step need not look at its attributes
 
     def __init__(self, optimizer: Optimizer, params: list[Tensor], values: dict[str, float]) -> None:
         self.params = params
@@ -248,10 +266,18 @@ class Optimizer(ABC):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all parameters; with set_to_none=False, fill those there are with zeros."""
         set_to_none = flag("zero_grad", "set_to_none", set_to_none)
+        interpreter, any_changed = get_mode().interpreter, False
         for group in self.param_groups:
             for p in group.params:
-                if (node := p._node) is not None and node.grad is not None:
+                if (node := p._node) is None:
+                    continue
+                if interpreter is not None:
+                    interpreter.gradient(node, replaced=set_to_none)
+                if node.grad is not None:
                     node.grad = None if set_to_none else zeros_like(node.grad)
+                    any_changed = True
+        if any_changed:
+            structure.changed()
 
     @final
     def add_param_group(self, group: dict[str, Any]) -> None:
@@ -259,6 +285,7 @@ class Optimizer(ABC):
         members, values = self._checked_group(group)
         self._refuse_duplicates([*(p for g in self.param_groups for p in g.params), *members])
         self.param_groups.append(ParamGroup(self, members, values))
+        structure.changed()
 
     @property
     def lr(self) -> float:
@@ -402,6 +429,7 @@ class Optimizer(ABC):
                                 value = np.asarray(value).astype(p.dtype)
                             _piece(buffer, slot, i)[...] = make_tensor(value, backend=p.backend)
                     buffer.runs = {}
+        structure.changed()
 
     def _misfits(self, state_dict: Any) -> list[str]:
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):

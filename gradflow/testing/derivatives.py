@@ -22,7 +22,7 @@ from gradflow.errors import (
     WrongDerivativeError,
     explain,
 )
-from gradflow.mode import NO_GRAD, RECORD, Mode, get_mode, using
+from gradflow.mode import NO_GRAD, RECORD, Interpreter, Mode, get_mode, using
 from gradflow.primitive import Primitive
 from gradflow.tensor import Tensor
 from gradflow.testing.comparison import Comparison, How, Rejection, Wrong, direction
@@ -286,7 +286,7 @@ def _literal(tree: Any) -> str:
     return f"np.array({text}, dtype={host.dtype.name!r}){shaped}"
 
 
-class _Calls:
+class _Calls(Interpreter):
     """An interpreter that runs every operation as usual and keeps what it was called with."""
 
     on_tensors = False

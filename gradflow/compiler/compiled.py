@@ -1,0 +1,294 @@
+"""`gf.compile`: record a call once, then run it as one program, and record again when something that matters differs."""
+
+from __future__ import annotations
+
+import random
+import threading
+import types
+import warnings
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+import numpy as np
+
+from gradflow import config, structure
+from gradflow.arguments import flag, not_async, wrong_kind
+from gradflow.compiler.program import make_program, own
+from gradflow.compiler.recording import Recording
+from gradflow.compiler.signature import Results, Signature, as_recorded
+from gradflow.compiler.specialisation import NO, Specialisation
+from gradflow.compiler.surroundings import Change, Surroundings
+from gradflow.errors import TracedValueError, explain
+from gradflow.mode import Mode, get_mode, using
+from gradflow.primitive import namespace
+from gradflow.tape import Leaf
+from gradflow.tensor import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_MANY = 8  # specialisations, after which a warning tells what makes them
+_MOST = 64  # specialisations that are kept; the one unused for longest goes
+_TRIES = 3  # recordings in a row that are no use for the next call, after which a function runs eagerly
+
+
+class CompileWarning(UserWarning):
+    """A compiled function that cannot be as fast as it should."""
+
+
+class Compiled(Generic[P, R]):
+    """A function that runs as a program; made by `compile`."""
+
+    def __init__(self, function: Callable[P, R], debug: bool, enabled: bool, refusals_raise: bool = True) -> None:
+        self._function, self._debug, self._refusals_raise = function, debug, refusals_raise
+        self._eager_because = "" if enabled else "GRADFLOW_COMPILE=0"
+        self._specialisations: list[Specialisation] = []
+        self._latest: Specialisation | None = None
+        self._lock = threading.RLock()
+        self._first: set[str] = set()  # places that a recorded call filled for the first time
+        self._useless = self._recorded = 0
+        self._history: list[str] = []
+        update_wrapper(self, function, updated=())
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run the program for these arguments; record one first if there is none."""
+        latest = self._latest
+        if latest is not None and (out := latest.call(args, kwargs)) is not NO:
+            return out
+        if get_mode().interpreter is not None or self._eager_because:  # in a trace it becomes a part of that
+            return self.eager(args, kwargs)
+        with self._lock:
+            return self._find_or_record(args, kwargs)
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_function" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self._function, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled[P, R]:
+        from copy import deepcopy
+
+        return Compiled(deepcopy(self._function, memo), self._debug, not self._eager_because, self._refusals_raise)
+
+    def __reduce__(self) -> Any:
+        return _restored, (self._function, self._debug)
+
+    def __repr__(self) -> str:
+        name = getattr(self._function, "__qualname__", type(self._function).__name__)
+        return f"<compiled {name}, {len(self._specialisations)} specialisations>"
+
+    # ------------------------------------------------------------ for users
+    def eager(self, args: Any, kwargs: Any) -> R:
+        """Run the function itself; it gets NumPy arrays as Tensors, as when it is recorded."""
+        return self._function(*as_recorded(args), **as_recorded(kwargs))
+
+    def explain(self) -> str:
+        """What has been compiled, for which arguments, how, and why so often."""
+        lines = [repr(self)]
+        if self._eager_because:
+            lines.append(f"runs eagerly: {self._eager_because}")
+        for i, found in enumerate(self._specialisations):
+            lines += [
+                f"{i}: ({found.signature.text}){'' if found.mode.recording else ' under no_grad'}",
+                f"   made because of {found.why}",
+                f"   {len(found.recording.equations)} equations",
+                *(f"   {line}" for line in found.program.describe().splitlines()),
+            ]
+        return "\n".join(lines)
+
+    def source(self) -> str:
+        """The programs, one after the other."""
+        return "\n\n".join(
+            f"# {i}: ({found.signature.text})\n{found.program.source()}"
+            for i, found in enumerate(self._specialisations)
+        )
+
+    def clear(self) -> None:
+        """Forget all programs; the next call records again."""
+        with self._lock:
+            self._specialisations, self._latest = [], None
+            self._useless = self._recorded = 0
+            self._first.clear()
+            if self._eager_because != "GRADFLOW_COMPILE=0":
+                self._eager_because = ""
+
+    # ------------------------------------------------------------ choosing and recording
+    def _find_or_record(self, args: Any, kwargs: Any) -> Any:
+        for found in self._specialisations:
+            found.reason = ""
+            if (out := found.call(args, kwargs)) is not NO:
+                self._latest = found
+                return out
+        if any(found.reason.startswith("arguments share memory") for found in self._specialisations):
+            return self.eager(args, kwargs)
+        try:
+            return self._record(args, kwargs)
+        except TracedValueError as error:
+            if self._refusals_raise:
+                raise
+            self._eager_because, self._latest = str(error).partition("\n")[0], None
+            done = vars(error).pop("_result", NO)
+            return self.eager(args, kwargs) if done is NO else done
+
+    def _record(self, args: Any, kwargs: Any) -> Any:
+        roots = {"self" if isinstance(self._function, types.MethodType) else "function": self._function}
+        before = Surroundings(roots, _is_module)
+        signature = Signature(args, kwargs, before.tensors)
+        if signature.objects:
+            roots |= {path: value for value, path in signature.objects}
+            before = Surroundings(roots, _is_module)
+        arrays = {t._node: t._data for t, _ in before.tensors.values() if type(t._node) is Leaf}
+        recording = Recording(arrays)
+        recording.arguments = [recording._new(t) for t in (*signature.tensors, *signature.gradients)]
+        recording.argument_leaves = {leaf for leaf, _ in signature.leaves}
+        recording.begin()
+        mode, dtype, noise = get_mode(), config.get_default_dtype(), _noise(before)
+        try:
+            with using(Mode(mode.recording, recording)):
+                out = self._function(*signature.args, **signature.kwargs)
+                switched = get_mode().recording is not mode.recording
+        except TracedValueError:
+            recording.undo()
+            raise
+        changes = list(before.changes())
+        after = Surroundings(roots, _is_module)
+
+        def known(value: Any) -> bool:
+            return after.reaches(value) or any(value is o for o, _ in signature.objects)
+
+        results = Results(out, signature, recording, known)
+        hidden = self._end_leaves(recording, signature)
+        computed = [*results.tensors, *hidden]
+        state = [*recording.bound.values(), *(t._data for t in signature.tensors)]
+        recording.finish(computed)
+        xp = recording._xp or namespace()
+        first = own([t._data for t in computed], [*state, *recording.bound.values()], xp)
+        found = Specialisation(signature, results, recording, after, make_program(recording, xp), mode, self._lock)
+        result = found.call(args, kwargs, first)
+        structure.changed()
+        refusal = self._refusal(before, changes, switched, dtype, noise)
+        if refusal is not None:
+            vars(refusal)["_result"] = result
+            raise refusal
+        self._keep(found, changes)
+        return result
+
+    def _end_leaves(self, recording: Recording, signature: Signature) -> list[Tensor]:
+        """The gradients that leaves among the arguments end with, where the program has to compute them."""
+        ends: dict[Leaf, str] = {}
+        hidden = []
+        entry = {id(t) for t in signature.gradients}
+        for leaf, _ in signature.leaves:
+            final = leaf.grad
+            ends[leaf] = "none" if final is None else "same" if id(final) in entry else "computed"
+            if ends[leaf] == "computed":
+                hidden.append(final)
+        vars(recording)["leaf_ends"] = ends
+        return hidden
+
+    def _refusal(
+        self, before: Surroundings, changes: list[Change], switched: bool, dtype: Any, noise: Any
+    ) -> TracedValueError | None:
+        """The error for what the recorded call did beside computing."""
+        again = [change for change in changes if not change.is_first or change.path in self._first]
+        if again:
+            change = again[0]
+            lines = before.lines_about(change.name)
+            at = f" at {', '.join(lines)}" if lines else ""
+            return _side_effect(f"{change}: the function changed it{at}", "return it instead, and change it outside")
+        if switched:
+            return _side_effect("the function switched recording on or off", "with gf.no_grad(): inside it")
+        if config.get_default_dtype() != dtype:
+            return _side_effect("the function set the default dtype", "set it outside")
+        if _noise(before) != noise:
+            return _side_effect(
+                "the function drew random numbers from NumPy or Python", "gf.random.normal(...), gf.random.uniform(...)"
+            )
+        return None
+
+    def _keep(self, found: Specialisation, changes: list[Change]) -> None:
+        """Keep a specialisation for the next calls, if it can be right for any."""
+        self._first.update(change.path for change in changes)
+        found.why = self._why(found)
+        reason = str(changes[0]) if changes else _useless(found)
+        if reason:
+            self._useless += 1
+            if self._useless >= _TRIES and not changes:
+                self._eager_because = f"every call changes what it depends on: {reason}"
+                self._latest = None
+                self._warn(f"{self._eager_because}; it runs eagerly from now on")
+            return
+        self._useless = 0
+        self._recorded += 1
+        self._specialisations = [found, *(s for s in self._specialisations if not _useless(s))][:_MOST]
+        self._latest = found
+        if self._recorded == _MANY:
+            self._warn(f"it has been compiled {_MANY} times, the last time because of {found.why}")
+
+    def _why(self, found: Specialisation) -> str:
+        reasons = [s.reason for s in self._specialisations if s.reason]
+        if reasons:
+            return reasons[0]
+        if not self._specialisations:
+            return "the first call"
+        other = self._specialisations[0]
+        if other.mode is not found.mode:
+            return "another grad mode"
+        return f"other arguments: ({found.signature.text}) and not ({other.signature.text})"
+
+    def _warn(self, what: str) -> None:
+        name = getattr(self._function, "__qualname__", type(self._function).__name__)
+        warnings.warn(f"compiled {name}: {what}. See its explain().", CompileWarning, stacklevel=2)
+
+
+def _restored(function: Callable[P, R], debug: bool) -> Compiled[P, R]:
+    return Compiled(function, debug, config.env_flag("GRADFLOW_COMPILE", default=True))
+
+
+def _useless(found: Specialisation) -> str:
+    """Why a specialisation can never fit again, or an empty text."""
+    for t, data, node in found._met:
+        if t._data is not data or t._node is not node:
+            return f"a {type(t).__name__} of shape {t.shape} took other memory, or another place in the graph"
+    return ""
+
+
+def _side_effect(what: str, fix: str) -> TracedValueError:
+    return TracedValueError(explain(f"{what}.", "Python runs in the first call only, and would not do it again.", fix))
+
+
+def _is_module(value: Any) -> bool:
+    """Whether the library goes through the attributes of an object: a Module, told by what it can do."""
+    kind = type(value)
+    return hasattr(kind, "named_parameters") and hasattr(kind, "forward")
+
+
+def _noise(surroundings: Surroundings) -> tuple[Any, ...]:
+    """The states of the generators that are not the library's own."""
+    states: list[Any] = [np.random.get_state(legacy=False)]  # noqa: NPY002
+    states += [generator.bit_generator.state for generator in surroundings.generators]
+    return random.getstate(), repr(states)
+
+
+@overload
+def compile(function: Callable[P, R], *, debug: bool = False) -> Compiled[P, R]: ...
+@overload
+def compile(*, debug: bool = False) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
+def compile(function: Any = None, *, debug: bool = False) -> Any:
+    """Make a function run as one program: recorded at the first call, run without Python from then on.
+
+    TODO docs
+    """
+    debug = flag("compile", "debug", debug)
+    if function is None:
+        return lambda f: compile(f, debug=debug)
+    if not callable(function):
+        raise wrong_kind("compile", "function", function, "it is called.", "gf.compile(step)")
+    not_async("compile", function)
+    if isinstance(function, Compiled):
+        return function
+    return Compiled(function, debug, config.env_flag("GRADFLOW_COMPILE", default=True))

@@ -1,0 +1,91 @@
+"""Programs: what a trace becomes. `make_program` chooses how; here is the plain way, equation by equation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from gradflow import tape
+from gradflow.compiler.trace import Trace
+
+Arrays = tuple[Any, ...]
+
+
+class Program(Protocol):
+    """Runs a trace on new arguments, and reads and writes what the trace has bound where it lies.
+
+    Attributes:
+        contiguous: whether the arguments must be C-contiguous.
+    """
+
+    contiguous: bool
+
+    def __call__(self, arrays: Arrays) -> Arrays:
+        """The results for these arguments, in memory that nobody else has; marks what it writes on the tape's clock."""
+
+    def describe(self) -> str:
+        """What it does, and how, for `explain()`."""
+
+    def source(self) -> str:
+        """The text of the program, for `source()`."""
+
+
+def make_program(trace: Trace, xp: Any) -> Program:
+    """A program that does what a trace says, on the arrays of the backend behind `xp`."""
+    return Interpreted(trace, xp)
+
+
+class Interpreted:
+    """Runs the equations one after the other with the backend's kernels; a value goes after its last use."""
+
+    contiguous = False
+
+    def __init__(self, trace: Trace, xp: Any) -> None:
+        self._trace, self._xp = trace, xp
+        self._steps: list[tuple[Callable[..., Any], tuple[int, ...], dict[str, Any], int | None, list[int]]] = []
+        kept = {*trace.bound, *trace.arguments, *trace.results}
+        for equation in reversed(trace.equations):
+            primitive, operands, settings, output = equation
+            last = [v for v in {*operands, *(() if output is None else (output,))} if v not in kept]
+            kept.update(last)
+            self._steps.append((getattr(xp, primitive.name), operands, settings, output, last))
+        self._steps.reverse()
+
+    def __call__(self, arrays: Arrays) -> Arrays:
+        """Run it."""
+        trace, xp = self._trace, self._xp
+        mark, extent = tape.writes.mark, xp.backend.extent
+        values = dict(trace.bound)
+        values.update(zip(trace.arguments, arrays, strict=True))
+        for function, operands, settings, output, last in self._steps:
+            operand_arrays = [values[v] for v in operands]
+            out = function(*operand_arrays, **settings)
+            if output is None:
+                mark(operand_arrays[0], extent)
+            else:
+                values[output] = out if out.shape else xp.as_array(out)
+            for v in last:
+                del values[v]
+        return own((values[v] for v in trace.results), [*trace.bound.values(), *arrays], xp)
+
+    def describe(self) -> str:
+        """How many equations there are."""
+        return f"{len(self._steps)} equations, run one by one"
+
+    def source(self) -> str:
+        """The equations."""
+        return str(self._trace)
+
+
+def own(results: Iterable[Any], others: Iterable[Any], xp: Any) -> Arrays:
+    """The results, copied where one is a view, or shares memory with another result or with anything else."""
+    extent = xp.backend.extent
+    taken = {id(extent(array)[0]) for array in others}
+    fresh = []
+    for array in results:
+        owner = extent(array)[0]
+        if owner is not array or id(owner) in taken:
+            array = owner = xp.as_array(array, copy=True)
+        taken.add(id(owner))
+        fresh.append(array)
+    return tuple(fresh)
