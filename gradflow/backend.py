@@ -81,6 +81,10 @@ class Backend(ABC):
     def num_threads(self) -> int:
         """Return the number of threads that a large operation uses."""
 
+    @abstractmethod
+    def code_generator(self) -> Any:
+        """Return the `gradflow.compiler.generator.CodeGenerator` for these arrays; None if there is none."""
+
     @final
     def __repr__(self) -> str:
         return f"<backend {self.name} on {self.device}>"

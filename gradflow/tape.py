@@ -75,13 +75,37 @@ def add_hook(target: Node | Leaf, hook: Callable[[Any], Any]) -> Callable[[], No
 
 
 # ---------------------------------------------------------------- in-place writes: nothing is paid going forward
+class Pen:
+    """When a program last wrote the memory that it writes."""
+
+    __slots__ = ("time",)
+
+    def __init__(self) -> None:
+        self.time = 0
+
+    def mark(self) -> None:
+        """Note that it has written now."""
+        self.time = writes.last = tick()
+
+
 class _Writes:
     """When which bytes were last written in place. All parameters may share one owner, so byte ranges matter."""
 
     def __init__(self) -> None:
         self.owners: dict[int, tuple[weakref.ref[Any], dict[tuple[int, int], int]]] = {}
         self.written: dict[int, tuple[weakref.ref[Any], dict[tuple[int, int], int], tuple[int, int]]] = {}
+        self.pens: dict[int, tuple[weakref.ref[Any], list[tuple[int, int, Pen]]]] = {}
         self.last = 0
+
+    def pen(self, arrays: Iterable[Any], extent: Extent) -> Pen:
+        """A pen for a program that writes all of these arrays whenever it runs: one store marks them all."""
+        made = Pen()
+        for array in arrays:
+            owner, low, high = extent(array)
+            key = id(owner)
+            reference = weakref.ref(owner, lambda _, key=key: self.pens.pop(key, None))  # type: ignore[misc]
+            self.pens.setdefault(key, (reference, []))[1].append((low, high, made))
+        return made
 
     def mark(self, array: Any, extent: Extent) -> None:
         """Note that an array was written now; its extent is asked for once (1.4 µs) as long as the array lives."""
@@ -103,10 +127,11 @@ class _Writes:
         """When bytes of this extent were last written; 0 if never."""
         owner, low, high = extent
         found = self.owners.get(id(owner))
-        if found is None:
-            return 0
-        ranges = found[1].copy()  # another thread may write meanwhile
-        return max((time for (a, b), time in ranges.items() if a < high and low < b), default=0)
+        ranges = {} if found is None else found[1].copy()  # another thread may write meanwhile
+        times = [time for (a, b), time in ranges.items() if a < high and low < b]
+        if id(owner) in self.pens:
+            times += [pen.time for a, b, pen in self.pens[id(owner)][1] if a < high and low < b]
+        return max(times, default=0)
 
 
 writes = _Writes()

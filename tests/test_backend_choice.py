@@ -49,6 +49,9 @@ class FakeBackend(Backend):
     def num_threads(self) -> int:
         return 3
 
+    def code_generator(self) -> Any:
+        return None
+
 
 class FakePlugin(Plugin):
     """Two devices, the first of which is the default."""

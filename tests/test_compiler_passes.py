@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 import gradflow as gf
@@ -63,6 +63,15 @@ def expected(found: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
     return [np.array(t) for t in found.replay(*map(gf.tensor, arrays))]
 
 
+def planned(found: Any, *how: Any) -> Any:
+    """The plan of a trace; what a mask selects has no shape that is known, and has no plan."""
+    try:
+        return plan_of(found, namespace(), *how)
+    except UnsupportedError as error:
+        assert "nonzero_index" in str(error)  # noqa: PT017
+        reject()
+
+
 def same(got: Any, want: Any, rtol: float) -> None:
     for g, w in zip(got, want, strict=True):
         assert (g.shape, g.dtype) == (w.shape, w.dtype)
@@ -73,10 +82,7 @@ def same(got: Any, want: Any, rtol: float) -> None:
 @given(program=programs(max_steps=10))
 def test_straight_line_numpy_computes_what_was_traced(program: Any) -> None:
     found, arrays = recorded(program)
-    try:
-        plan = plan_of(found, namespace(), Generator())
-    except UnsupportedError:
-        return
+    plan = planned(found, Generator())
     got = StraightLine(plan, namespace()).run(arrays)
     same(got, expected(found, arrays), 1e-11)
 
@@ -84,6 +90,6 @@ def test_straight_line_numpy_computes_what_was_traced(program: Any) -> None:
 @given(program=programs(max_steps=10), tasks=st.integers(1, 3), switches=st.sampled_from(SWITCHES), seed=st.integers(0, 9))
 def test_a_plan_means_what_was_traced(program: Any, tasks: int, switches: Switches, seed: int) -> None:
     found, arrays = recorded(program)
-    plan = plan_of(found, namespace(), Fusing(), tasks, switches)
+    plan = planned(found, Fusing(), tasks, switches)
     got = Interpreter(plan, namespace(), np.random.default_rng(seed)).run(arrays)
     same(got, expected(found, arrays), 1e-11)

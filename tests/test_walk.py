@@ -514,6 +514,9 @@ class StandIn(Backend):
     def num_threads(self) -> int:
         return 1
 
+    def code_generator(self) -> Any:
+        return None
+
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:

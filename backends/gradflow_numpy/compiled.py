@@ -134,7 +134,7 @@ class StraightLine(Executable):
         text = f"{node.op} {' '.join(map(_shown, operands))} -> {_shown(out)}"
         if node.op in _UFUNCS:
             ufunc = _UFUNCS[node.op]
-            self._step(text, partial(ufunc, *operands, out))
+            self._step(text, partial(ufunc, *operands, out=out))
         elif node.op in ("copy", "cast", "transpose"):
             self._copy(out, operands[0])
         elif node.op == "where":

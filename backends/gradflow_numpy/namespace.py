@@ -52,3 +52,9 @@ class NumpyBackend(Backend):
             if text.isdigit() and int(text) > 0:
                 return min(int(text), usable_cpus())
         return usable_cpus()
+
+    def code_generator(self) -> Any:
+        """Straight-line programs of NumPy calls."""
+        from gradflow_numpy.compiled import Generator  # the compiler loads when somebody compiles
+
+        return Generator()

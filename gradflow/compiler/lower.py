@@ -313,13 +313,10 @@ class Lowering:
         return Symbol(self, value, 0, tuple(found.get(i, 0) for i in range(len(shape))), shape)
 
     def _rearranged(self, s: Symbol, axes: list[int], shape: Shape) -> Symbol:
-        """A symbol whose strides do not merge, copied into the order of the loop, axis by axis."""
-        used = [i for i in axes if s.strides[i]]
-        if not used:
-            return s
-        lengths = tuple(shape[i] for i in used)
-        copied = self.call("copy", [s.at(s.offset, [s.strides[i] for i in used], lengths)], {})
-        found = dict(zip(used, contiguous(lengths), strict=True))
+        """A symbol whose strides do not merge, copied into the order of the loop's axes, which then merge."""
+        lengths = tuple(shape[i] for i in axes)
+        copied = self.call("copy", [s.at(s.offset, [s.strides[i] for i in axes], lengths)], {})
+        found = dict(zip(axes, contiguous(lengths), strict=True))
         return copied.at(0, [found.get(i, 0) for i in range(len(shape))], shape)
 
     def materialised(self, s: Symbol) -> Symbol:
@@ -631,6 +628,7 @@ class _Memory:
         self.stores: dict[Value, dict[tuple[int, int], Symbol]] = {}
         self.bases: dict[Value, int] = {}
         self.closed: list[Symbol] = []
+        self.owned: set[Value] = set()  # what is stored somewhere, or handed out
 
     def bind(self, arrays: dict[int, Any], extent: Callable[[Any], tuple[Any, int, int]]) -> dict[int, Symbol]:
         """A symbol for each array; arrays in the memory of one owner are views of one value."""
@@ -699,9 +697,9 @@ class _Memory:
     def _own(self, value: Symbol) -> Symbol:
         """The value as what a node computes, dense and whole, and stored nowhere else."""
         node = value.value.node
-        taken = any(s.value is value.value for places in self.stores.values() for s in places.values())
         fresh = node is not None and node.op in ELEMENTWISE and value.value.part_of is None
-        if fresh and not taken and value.offset == 0 and _is_dense(value) and value.size == value.value.size:
+        if fresh and value.value not in self.owned and value.offset == 0 and _is_dense(value) and value.size == value.value.size:
+            self.owned.add(value.value)
             return value
         lengths, strides = _squeezed(value.shape, value.strides)
         split, (fits,) = _split(lengths, [strides])
@@ -713,6 +711,7 @@ class _Memory:
         row, column = _merged(lengths[:split], strides[:split]), _merged(lengths[split:], strides[split:])
         view = View(value.value, value.offset, row, column, space)
         copied = self.lowering.new("copy", [view], space, space, value.dtype, settings="store")
+        self.owned.add(copied)
         return self.lowering.dense(copied, (value.size,))
 
 

@@ -1,4 +1,4 @@
-"""Programs: what a trace becomes. `make_program` chooses how; here is the plain way, equation by equation."""
+"""Programs: what a trace becomes. Generated code where there is a code generator, else equation by equation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from gradflow import tape
+from gradflow.compiler.build import plan_of
+from gradflow.compiler.describe import describe
+from gradflow.compiler.generator import Executable
+from gradflow.compiler.lower import UnsupportedError
+from gradflow.compiler.memory import Plan
 from gradflow.compiler.trace import Trace
 
 Arrays = tuple[Any, ...]
@@ -32,7 +37,51 @@ class Program(Protocol):
 
 def make_program(trace: Trace, xp: Any) -> Program:
     """A program that does what a trace says, on the arrays of the backend behind `xp`."""
-    return Interpreted(trace, xp)
+    generator = xp.backend.code_generator()
+    if generator is None:
+        return Interpreted(trace, xp, f"the {xp.backend.name} backend generates no code")
+    try:
+        plan = plan_of(trace, xp, generator)
+    except UnsupportedError as error:
+        return Interpreted(trace, xp, str(error))
+    return Generated(trace, xp, plan, generator.generate(plan, xp))
+
+
+class Generated:
+    """Runs generated code."""
+
+    contiguous = True
+
+    def __init__(self, trace: Trace, xp: Any, plan: Plan, executable: Executable) -> None:
+        self.plan, self.executable = plan, executable
+        self._trace, self._xp, self._run = trace, xp, executable.run
+        written = {e.operands[i] for e in trace.equations for i in range(e.primitive.writes)}
+        bound = [trace.bound[v] for v in sorted(written) if v in trace.bound]
+        self._mark = tape.writes.pen(bound, xp.backend.extent).mark if bound else None
+
+    def __call__(self, arrays: Arrays) -> Arrays:
+        """Run it."""
+        out = self._run(arrays)
+        if out is None:
+            self._raise(arrays)
+        if self._mark is not None:
+            self._mark()
+        return out  # type: ignore[return-value]
+
+    def _raise(self, arrays: Arrays) -> None:
+        """Run equation by equation up to the first write, for the error of the operation that was given wrong values."""
+        trace = self._trace
+        first = next((i for i, e in enumerate(trace.equations) if e.primitive.writes), len(trace.equations))
+        Interpreted(trace, self._xp, "", stop=first)(arrays)
+        raise AssertionError("a check of the program failed that no operation fails")
+
+    def describe(self) -> str:
+        """Groups, regions and memory."""
+        return describe(self.plan)
+
+    def source(self) -> str:
+        """The generated code."""
+        return self.executable.source()
 
 
 class Interpreted:
@@ -40,11 +89,12 @@ class Interpreted:
 
     contiguous = False
 
-    def __init__(self, trace: Trace, xp: Any) -> None:
-        self._trace, self._xp = trace, xp
+    def __init__(self, trace: Trace, xp: Any, because: str, stop: int | None = None) -> None:
+        self._trace, self._xp, self._because = trace, xp, because
+        self._stopped = stop is not None
         self._steps: list[tuple[Callable[..., Any], tuple[int, ...], dict[str, Any], int | None, list[int]]] = []
         kept = {*trace.bound, *trace.arguments, *trace.results}
-        for equation in reversed(trace.equations):
+        for equation in reversed(trace.equations[:stop]):
             primitive, operands, settings, output = equation
             last = [v for v in {*operands, *(() if output is None else (output,))} if v not in kept]
             kept.update(last)
@@ -66,11 +116,13 @@ class Interpreted:
                 values[output] = out if out.shape else xp.as_array(out)
             for v in last:
                 del values[v]
+        if self._stopped:
+            return ()
         return own((values[v] for v in trace.results), [*trace.bound.values(), *arrays], xp)
 
     def describe(self) -> str:
         """How many equations there are."""
-        return f"{len(self._steps)} equations, run one by one"
+        return f"{len(self._steps)} equations, run one by one: {self._because}"
 
     def source(self) -> str:
         """The equations."""

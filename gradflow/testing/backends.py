@@ -45,6 +45,9 @@ class _WithoutKernels(Backend):
     def num_threads(self) -> int:
         return self._backend.num_threads()
 
+    def code_generator(self) -> Any:
+        return None
+
 
 def without_kernels(backend: str | Backend | None = None) -> Backend:
     """A backend like another, but with no kernel for what can be composed, and no derivative of its own.
