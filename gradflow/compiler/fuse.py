@@ -107,9 +107,9 @@ def _parts(node: Node) -> list[Node]:
 
 
 def _siblings(node: Node) -> Iterable[Node]:
-    """Nodes that read the same large value over the same space."""
+    """Nodes that read all of the same value over the same space."""
     for view in node.operands:
-        if view.value.kind != "number" and view.row and view.column and node.space[0] > 1:
+        if view.value.kind != "number" and bool(view.row) == (node.space[0] > 1) and bool(view.column) == (node.space[1] > 1):
             for user in view.value.users:
                 if user is not node and user.space == node.space:
                     yield user

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gradflow.backend import ARRAY
-from gradflow.compiler.graph import Graph, Node, Space, Store, Value, View, is_number
+from gradflow.compiler.graph import COLUMN_REDUCTIONS, Graph, Node, Space, Store, Value, View, is_number
 from gradflow.ops import update
 from gradflow.ops.axes import kept_shape
 from gradflow.primitive import REGISTRY
@@ -132,6 +132,9 @@ ELEMENTWISE = (
 _FLOAT_ONLY = {"divide", "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "erf", "floor", "power", "remainder"}
 _BOOL = np.dtype(np.bool_)
 _KINDS = ("f", "i", "u", "b")
+
+_GIVEN_A_PLACE = {"gemm", *COLUMN_REDUCTIONS}
+"""What else can compute right where its value shall lie."""
 
 _EVALUATE: dict[str, Callable[..., Any]] = {
     "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "negative": np.negative,
@@ -468,6 +471,8 @@ class Lowering:
             return self.lower_matrix_transpose(self.reduce("sum", self.lower_matrix_transpose(x) * y, (0,), True))
         if rows_ <= self.thin and y.strides[1] == 1:
             return self._few_rows(x, y)
+        if columns <= self.thin and x.strides[0] == 1:
+            return self.lower_matrix_transpose(self._few_rows(*map(self.lower_matrix_transpose, (y, x))))
         return self._gemm(x, y)
 
     def _sum_of_products(self, x: Symbol, y: Symbol) -> Symbol:
@@ -697,7 +702,8 @@ class _Memory:
     def _own(self, value: Symbol) -> Symbol:
         """The value as what a node computes, dense and whole, and stored nowhere else."""
         node = value.value.node
-        fresh = node is not None and node.op in ELEMENTWISE and value.value.part_of is None
+        fresh = node is not None and (node.op in ELEMENTWISE or node.op in _GIVEN_A_PLACE)
+        fresh = fresh and value.value.part_of is None
         if fresh and value.value not in self.owned and value.offset == 0 and _is_dense(value) and value.size == value.value.size:
             self.owned.add(value.value)
             return value

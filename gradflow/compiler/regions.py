@@ -198,10 +198,14 @@ def _stored_in_place(
     readers: dict[Value, list[Group]] = {}
     for store in graph.stores:
         node = store.value.node
-        if node is None or not node.group.is_loop or store.value in in_place:
+        if node is None or store.value in in_place:
             continue
         group: Group = node.group
         found = [entry for entry in by_memory.get(store.memory, ()) if overlaps(entry[0], store)]
+        if not group.is_loop or node.op in COLUMN_REDUCTIONS:
+            if not found:  # it is not written row by row: nobody may look at what was there
+                in_place[store.value], readers[store.value] = store, []
+            continue
         others = {g for _, _, g in found if g is not group}
         stage = stages(group)
         own = all(
