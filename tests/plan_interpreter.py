@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gradflow.compiler.fuse import Group, stages
-from gradflow.compiler.graph import COLUMN_REDUCTIONS, REDUCTIONS, ROW_REDUCTIONS, Node, View
+from gradflow.compiler.graph import COLUMN_REDUCTIONS, REDUCTIONS, ROW_REDUCTIONS, Node, Value, View
 from gradflow.compiler.memory import Place, Plan
 from gradflow_numpy.compiled import _UFUNCS, _memory
 
@@ -39,6 +39,8 @@ class Interpreter:
             for group in region.groups:
                 self.finish_reductions(group)
             self.side_by_side(region.groups)
+        for value in self.plan.partial.keys() - self.combined:
+            self.finish(value)
         for store in self.plan.copied:
             value = store.value
             target = Place("memory", store.memory.source, store.start * value.dtype.itemsize)
@@ -56,19 +58,20 @@ class Interpreter:
 
     def finish_reductions(self, group: Group) -> None:
         for view, _ in group.reads():
-            value = view.value
-            if value in self.plan.partial and value not in self.combined:
-                assert value.node is not None
-                if value.node.group in [g for g in [group]]:
-                    continue
-                self.combined.add(value)
-                strip = self.plan.partial[value]
-                reduce = _REDUCE[value.node.op.rpartition("_")[2]]
-                parts = [
-                    self.elements(Place("arena", None, strip.offset + t * strip.step), value.dtype, value.size)
-                    for t in range(self.plan.tasks)
-                ]
-                self.elements(self.plan.places[value], value.dtype, value.size)[:] = reduce.reduce(parts, axis=0)
+            if view.value in self.plan.partial and view.value not in self.combined:
+                self.finish(view.value)
+
+    def finish(self, value: Value) -> None:
+        """Bring the tasks' parts of a reduction together."""
+        self.combined.add(value)
+        assert value.node is not None
+        strip = self.plan.partial[value]
+        reduce = _REDUCE[value.node.op.rpartition("_")[2]]
+        parts = [
+            self.elements(Place("arena", None, strip.offset + t * strip.step), value.dtype, value.size)
+            for t in range(self.plan.tasks)
+        ]
+        self.elements(self.plan.places[value], value.dtype, value.size)[:] = reduce.reduce(parts, axis=0)
 
     # ------------------------------------------------------------ memory
     def elements(self, place: Place, dtype: Any, size: int) -> np.ndarray:

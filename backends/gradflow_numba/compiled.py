@@ -154,7 +154,8 @@ class Native(Executable):
                 alone += self._combine_items(Region([], [group])) + self._items(group)
             split = [item for group in region.groups for item in self._items(group)]
             part.add(alone, split, sum(_work(g) for g in region.groups))
-        copies = [self._copy_item(store) for store in self.plan.copied]
+        copies = [self._combine_item(value) for value in self.plan.partial if value not in self._combined]
+        copies += [self._copy_item(store) for store in self.plan.copied]
         ends = [self._blas_item(self._blas_threads)] if uses_blas else []
         if copies or ends:
             part.add(copies + ends, [], 0)

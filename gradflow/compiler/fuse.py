@@ -83,7 +83,9 @@ def fused(graph: Graph, enabled: bool = True) -> list[Group]:
     found = list(dict.fromkeys(node.group for node in graph.nodes))
     for group in found:
         group.nodes = _in_order(group.nodes)
-    return _sorted(found)
+    found = _sorted(found)
+    graph.nodes = [node for group in found for node in group.nodes]
+    return found
 
 
 def _find_ancestors(groups: list[Group]) -> None:

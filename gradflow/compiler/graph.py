@@ -36,7 +36,7 @@ WHOLE = {"gemm", "transpose", "pack", "call", "check"}
 """Operations that are an item of their own: they share no loop with others."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Value:
     """A piece of memory, dense and row-major.
 
@@ -55,6 +55,9 @@ class Value:
     source: Any = None
     users: list[Node] = field(default_factory=list)
     part_of: tuple[Value, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.dtype}{list(self.home)}>"
 
     @property
     def size(self) -> int:
@@ -111,7 +114,7 @@ def whole(value: Value) -> View:
     return View(value, 0, columns if rows > 1 else 0, 1 if columns > 1 else 0, value.home)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Node:
     """One computation over a space of rows and columns.
 
@@ -134,6 +137,9 @@ class Node:
     settings: Any = None
     site: str = ""
     group: Any = None
+
+    def __repr__(self) -> str:
+        return f"<{self.op} over {self.space}>"
 
 
 def is_number(view: View, number: float | None = None) -> bool:

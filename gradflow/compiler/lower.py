@@ -941,6 +941,7 @@ def without_dead_code(graph: Graph) -> Graph:
                 needed.add(node.out.part_of[0])
     live.reverse()
     for node in live:
+        node.out.users = []
         for view in node.operands:
             view.value.users = []
     for i, node in enumerate(live):
