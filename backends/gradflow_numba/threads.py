@@ -81,7 +81,8 @@ def _settle() -> None:
     if _layer != SERIAL:
         import numba
 
-        numba.set_num_threads(min(available(), numba.config.NUMBA_NUM_THREADS))
+        config: Any = numba.config
+        numba.set_num_threads(min(available(), config.NUMBA_NUM_THREADS))
 
 
 def _choose() -> None:
@@ -90,9 +91,9 @@ def _choose() -> None:
     import numba
     from numba.np.ufunc import parallel
 
-    config = numba.config
+    config: Any = numba.config
     if parallel._is_initialized:  # somebody else's parallel loop came first
-        found = str(numba.threading_layer())
+        found = str(parallel.threading_layer())
         _layer = found if found in _MODULES else SERIAL
     else:
         asked = _ALLOWED.get(str(config.THREADING_LAYER).strip().lower(), ())

@@ -1,0 +1,59 @@
+"""The elementary functions, for whichever of float32 and float64 a kernel is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+from numba.extending import overload
+
+from gradflow_numba import elementary
+from gradflow_numba.jit import SCALAR, Number
+
+
+def _by_dtype(function: Callable[..., Any], single: Callable[..., Any], double: Callable[..., Any]) -> None:
+    """Have compiled code read a call of the function as one of its two instances."""
+
+    def choose(x: Any) -> Any:
+        if x == types.float32:
+            return lambda x: single(x)
+        return (lambda x: double(x)) if x == types.float64 else None
+
+    options = {name: value for name, value in SCALAR.items() if name != "cache"}
+    overload(function, jit_options=options, strict=False)(choose)
+
+
+def exp(x: Number) -> Number:
+    """e^x."""
+    raise NotImplementedError
+
+
+def log(x: Number) -> Number:
+    """The natural logarithm."""
+    raise NotImplementedError
+
+
+def log1p(x: Number) -> Number:
+    """ln(1 + x)."""
+    raise NotImplementedError
+
+
+def tanh(x: Number) -> Number:
+    """The hyperbolic tangent."""
+    raise NotImplementedError
+
+
+def sigmoid(x: Number) -> Number:
+    """1 / (1 + e^−x)."""
+    raise NotImplementedError
+
+
+def erf(x: Number) -> Number:
+    """The error function."""
+    raise NotImplementedError
+
+
+for _function in (exp, log, log1p, tanh, sigmoid, erf):
+    _name = _function.__name__
+    _by_dtype(_function, getattr(elementary, f"{_name}32"), getattr(elementary, f"{_name}64"))
