@@ -477,7 +477,7 @@ def test_programs_are_of_any_length_and_shape() -> None:
 
 def test_programs_use_every_instruction() -> None:
     """In the steps' names, whose own instructions are few."""
-    found = {step.function for program in drawn(programs(), 300) for step in program.steps}
+    found = {step.function for program in drawn(programs(), 400) for step in program.steps}
     assert INSTRUCTIONS.keys() <= found
 
 

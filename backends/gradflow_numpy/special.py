@@ -1,8 +1,8 @@
 """The error function, which NumPy does not have.
 
 With t = |x| and s = t², erf t = t + t P(s) below 1, and 1 − exp(−s) Q(w) above, with w linear in 1/(t + 2). P and Q
-interpolate (erf(√s)/√s − 1) and exp(t²) erfc(t) at Chebyshev points, computed with 40 digits; Q as far out as erf is not
-yet 1 to rounding. The result is within 2 units in the last place.
+interpolate erf(√s)/√s − 1 and exp(t²) erfc(t) at Chebyshev points, computed with 40 digits; Q as far out as erf is not
+1 to rounding. The result is within 2 units in the last place.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _FITS = {
 
 def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
     """Horner's rule, in one new array."""
-    out = np.multiply(x, coefficients[0])
+    out: Array = np.multiply(x, coefficients[0])
     for c in coefficients[1:-1]:
         out += c
         out *= x

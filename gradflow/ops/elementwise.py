@@ -13,6 +13,10 @@ from gradflow.primitive import coerce, defimpl, defvjp, of, primitive
 from gradflow.tensor import OPS, Operand, Tensor
 
 _BROADCAST = "shapes broadcast where, aligned at the right, lengths are equal or one of them is 1: x.reshape(...)"
+_TWO_BY_ROOT_PI = 2 / math.sqrt(math.pi)
+_ROOT_2_BY_PI = math.sqrt(2 / math.pi)
+_CUBIC = 0.044715  # of GELU's approximation
+_FLAT = 1000.0  # beyond it a gate is 0 or 1; what multiplies it is cut off there, as ∞ · 0 would be NaN
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -260,7 +264,7 @@ def relu(x: Operand, /) -> Tensor:
     ...
 
 
-@primitive("float")
+@primitive("float", residual=True)
 def silu(x: Operand, /) -> Tensor:
     """Sigmoid-weighted linear unit x σ(x), also called swish; 0 at −∞.
 
@@ -272,7 +276,7 @@ def silu(x: Operand, /) -> Tensor:
     ...
 
 
-@primitive("float", name="gelu")
+@primitive("float", name="gelu", residual=True)
 def _gelu(x: Operand, /, *, approximate: str) -> Tensor: ...
 
 
@@ -311,12 +315,6 @@ defvjp(relu, x=lambda xp, g, out: g * (out > 0))
 defimpl(sigmoid, lambda xp, x: xp.exp(xp.minimum(x, 0.0)) / (1 + xp.exp(-xp.abs(x))))
 defimpl(softplus, lambda xp, x: xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x))))
 defimpl(relu, lambda xp, x: xp.maximum(x, 0))
-
-# Beyond ±1000 a gate is exactly 0 or 1. What multiplies it is cut off there, as ∞ · 0 would be NaN.
-_FLAT = 1000.0
-_TWO_BY_ROOT_PI = 2 / math.sqrt(math.pi)
-_ROOT_2_BY_PI = math.sqrt(2 / math.pi)
-_CUBIC = 0.044715
 
 
 def _gelu_tanh(xp: Any, x: Any) -> Any:
