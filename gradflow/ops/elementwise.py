@@ -297,9 +297,7 @@ def gelu(x: Operand, /, *, approximate: str = "none") -> Tensor:
     >>> gf.gelu(gf.tensor([1.0]), approximate="tanh")
     tensor([0.84119...])
     """
-    if approximate != "none":
-        choice("gelu", "approximate", approximate, ("none", "tanh"))
-    return _gelu(x, approximate=approximate)
+    return _gelu(x, approximate=choice("gelu", "approximate", approximate, ("none", "tanh")))
 
 
 defvjp(exp, x=lambda xp, g, out: g * out)

@@ -148,7 +148,7 @@ def dropout(x: Operand, p: float = 0.5, *, training: bool = True, generator: Gen
     Source: Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov: Dropout, 2014.
 
     >>> gf.dropout(gf.ones(6), 0.5, generator=gf.Generator(0))
-    tensor([0., 0., 2., 2., 2., 2.])
+    tensor([0., 0., 0., 2., 2., 0.])
     >>> gf.dropout(gf.ones(3), training=False)
     tensor([1., 1., 1.])
     """
