@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from gradflow.backend import Backend, usable_cpus
-from gradflow_numpy import random, update  # noqa: F401  (they enter their kernels)
+from gradflow_numpy import layers, random, special, update  # noqa: F401  (they enter their kernels)
 from gradflow_numpy.fused import RESIDUAL_KERNELS, VJPS
 from gradflow_numpy.kernels import KERNELS
 
