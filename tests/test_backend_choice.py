@@ -49,6 +49,8 @@ class FakeBackend(Backend):
     def num_threads(self) -> int:
         return 3
 
+    def set_num_threads(self, n: int | None) -> None: ...
+
 
 class FakePlugin(Plugin):
     """Two devices, the first of which is the default."""
@@ -373,6 +375,7 @@ class FakeLib(Backend):
     def synchronize(self): pass
     def versions(self): return {"fakelib": "2.0"}
     def num_threads(self): return 1
+    def set_num_threads(self, n): pass
 
 class FakeLibPlugin(Plugin):
     name, extra = "fakelib", "gpu"

@@ -514,6 +514,9 @@ class StandIn(Backend):
     def num_threads(self) -> int:
         return 1
 
+    def set_num_threads(self, n: int | None) -> None:
+        pass
+
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:

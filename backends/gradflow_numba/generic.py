@@ -17,8 +17,8 @@ def _by_dtype(function: Callable[..., Any], single: Callable[..., Any], double: 
 
     def choose(x: Any) -> Any:
         if x == types.float32:
-            return lambda x: single(x)
-        return (lambda x: double(x)) if x == types.float64 else None
+            return lambda x: single(x)  # noqa: PLW0108  (Numba asks for the argument's name)
+        return (lambda x: double(x)) if x == types.float64 else None  # noqa: PLW0108
 
     options = {name: value for name, value in SCALAR.items() if name != "cache"}
     overload(function, jit_options=options, strict=False)(choose)
