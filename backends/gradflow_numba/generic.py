@@ -20,7 +20,7 @@ def _by_dtype(function: Callable[..., Any], single: Callable[..., Any], double: 
             return lambda x: single(x)  # noqa: PLW0108  (Numba asks for the argument's name)
         return (lambda x: double(x)) if x == types.float64 else None  # noqa: PLW0108
 
-    options = {name: value for name, value in SCALAR.items() if name != "cache"}
+    options: Any = SCALAR
     overload(function, jit_options=options, strict=False)(choose)
 
 
@@ -52,6 +52,30 @@ def sigmoid(x: Number) -> Number:
 def erf(x: Number) -> Number:
     """The error function."""
     raise NotImplementedError
+
+
+def ordered(x: Number) -> Number:
+    """The number as an integer in the order of the numbers, NaN above all: a maximum of integers is vectorised."""
+    raise NotImplementedError
+
+
+def unordered(n: Number, like: Number) -> Number:
+    """The number that `ordered` made n of, in the dtype of `like`."""
+    raise NotImplementedError
+
+
+@overload(ordered, strict=False)
+def _ordered(x: Any) -> Any:
+    if x == types.float32:
+        return lambda x: elementary.ordered32(x)  # noqa: PLW0108
+    return (lambda x: elementary.ordered64(x)) if x == types.float64 else None  # noqa: PLW0108
+
+
+@overload(unordered, strict=False)
+def _unordered(n: Any, like: Any) -> Any:
+    if like == types.float32:
+        return lambda n, like: elementary.unordered32(n)
+    return (lambda n, like: elementary.unordered64(n)) if like == types.float64 else None
 
 
 for _function in (exp, log, log1p, tanh, sigmoid, erf):

@@ -7,16 +7,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gradflow_numpy import namespace as numpy_backend
 from gradflow_numpy.fused import MANY
+from gradflow_numpy.namespace import NumpyBackend
 from gradflow_numpy.pool import room
 
 F = TypeVar("F", bound=Callable[..., Any])
 Array = np.ndarray
 
-KERNELS: dict[str, Callable[..., Any]] = dict(numpy_backend.KERNELS)
-RESIDUAL_KERNELS: dict[str, Callable[..., Any]] = dict(numpy_backend.RESIDUAL_KERNELS)
-VJPS: dict[tuple[str, str], Callable[..., Any]] = dict(numpy_backend.VJPS)
+KERNELS: dict[str, Callable[..., Any]] = dict(NumpyBackend.kernels)
+RESIDUAL_KERNELS: dict[str, Callable[..., Any]] = dict(NumpyBackend.residual_kernels)
+VJPS: dict[tuple[str, str], Callable[..., Any]] = dict(NumpyBackend.vjps)
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 

@@ -8,24 +8,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
 from numba import prange
 
 from gradflow_numba import threads
-from gradflow_numba.jit import KERNEL
-from gradflow_numba.update import Array, adam_loop, sgd_loop
+from gradflow_numba.jit import parallel_loop
+from gradflow_numba.kernels import Array
+from gradflow_numba.update import adam_loop, sgd_loop
 
 
-@numba.njit(parallel=True, **KERNEL)
-def _adam(p: Array, m: Array, v: Array, g: Array, numbers: Array, inside: bool, n: int, blocks: int) -> None:
+@parallel_loop
+def _adam(
+    p: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    t: float,
+    hyper: Array,
+    decoupled: bool,
+    inside: bool,
+    sign: float,
+    n: int,
+    blocks: int,
+) -> None:
     for b in prange(blocks):
-        adam_loop(p, m, v, g, numbers, inside, n * b // blocks, n * (b + 1) // blocks)
+        adam_loop(p, m, v, g, t, hyper, decoupled, inside, sign, n * b // blocks, n * (b + 1) // blocks)
 
 
-@numba.njit(parallel=True, **KERNEL)
-def _sgd(p: Array, velocity: Array, g: Array, numbers: Array, how: int, n: int, blocks: int) -> None:
+@parallel_loop
+def _sgd(
+    p: Array, velocity: Array, g: Array, made: float, hyper: Array, nesterov: bool, sign: float, n: int, blocks: int
+) -> None:
     for b in prange(blocks):
-        sgd_loop(p, velocity, g, numbers, how, n * b // blocks, n * (b + 1) // blocks)
+        sgd_loop(p, velocity, g, made, hyper, nesterov, sign, n * b // blocks, n * (b + 1) // blocks)
 
 
 def _blocks(compiled: Callable[..., Any]) -> Callable[..., None]:

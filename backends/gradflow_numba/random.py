@@ -56,7 +56,7 @@ def _high(context: Any, x: Any, y: Any) -> Any:
     return types.uint64(types.uint64, types.uint64), generate
 
 
-high = intrinsic(_high)
+high: Any = intrinsic(_high)
 
 
 @scalar

@@ -1,4 +1,4 @@
-"""Functions of the rows of a matrix: biases, softmax and its loss, layer normalisation, sums and maxima."""
+"""Functions of the rows of a matrix: biases, softmax and its loss, layer normalisation, maxima."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradflow_numba.generic import exp, log
+from gradflow_numba.generic import exp, log, ordered, unordered
 from gradflow_numba.jit import loop
 from gradflow_numba.kernels import KERNELS, RESIDUAL_KERNELS, VJPS, Array, fits, kernel, new, vjp, with_residual
 from gradflow_numpy.fused import product
@@ -47,10 +47,10 @@ def _exp_of_rows(x: Array, out: Array, start: int, stop: int, shifted: bool) -> 
     """e^(x − max) of some rows, or x − max, which gives no NaN where every entry is −∞."""
     limit = np.finfo(x.dtype).max
     for r in range(start, stop):
-        top = -limit
+        highest = ordered(-limit)
         for j in range(x.shape[1]):
-            top = max(top, x[r, j])
-        top = min(top, limit)
+            highest = max(highest, ordered(x[r, j]))
+        top = min(unordered(highest, limit), limit)
         for j in range(x.shape[1]):
             out[r, j] = x[r, j] - top
     if not shifted:
@@ -179,7 +179,7 @@ _numpy_cross_entropy_logits = VJPS["softmax_cross_entropy", "logits"]
 
 
 @with_residual("softmax_cross_entropy")
-def softmax_cross_entropy(logits: Array, labels: Array, ignore_index: int) -> tuple[Any, Any]:
+def softmax_cross_entropy(logits: Array, labels: Array, ignore_index: int) -> Any:
     if not (logits.size and fits(logits)):
         return _numpy_cross_entropy(logits, labels, ignore_index)
     classes = labels.astype(np.int64) if labels.dtype != np.int64 or not labels.flags.carray else labels
@@ -258,21 +258,14 @@ _numpy_layer_norm_x, _numpy_layer_norm_weight = VJPS["layer_norm", "x"], VJPS["l
 
 
 @with_residual("layer_norm")
-def layer_norm(x: Array, weight: Array, bias: Array, axis: tuple[int, ...], eps: float) -> tuple[Any, Any]:
+def layer_norm(x: Array, weight: Array, bias: Array, axis: tuple[int, ...], eps: float) -> Any:
     if not (x.size and fits(x) and fits(weight) and fits(bias) and x.dtype is weight.dtype is bias.dtype):
         return _numpy_layer_norm(x, weight, bias, axis, eps)
     rows = x.reshape(-1, weight.size)
     unit, out = new(rows.shape, x.dtype, x.size), new(x.shape, x.dtype, x.size)
     inverse = np.empty((len(rows), 1), x.dtype)
-    _normalize(
-        rows,
-        weight.reshape(-1),
-        bias.reshape(-1),
-        x.dtype.type(eps),
-        unit,
-        inverse.reshape(-1),
-        out.reshape(rows.shape),
-    )
+    w, b = weight.reshape(-1), bias.reshape(-1)
+    _normalize(rows, w, b, x.dtype.type(eps), unit, inverse.reshape(-1), out.reshape(rows.shape))
     return out, (unit, inverse)
 
 
@@ -300,57 +293,42 @@ def _(xp: Any, g: Array, x: Array, axis: tuple[int, ...], eps: float, residual: 
 KERNELS["layer_norm"] = lambda *operands, **settings: layer_norm(*operands, **settings)[0]
 
 
-# ---------------------------------------------------------------- sums and maxima
-@loop
-def _sum_of_rows(x: Array, out: Array) -> None:
-    for r in range(x.shape[0]):
-        total = 0.0  # float64 between the blocks, as the rounding errors of a long row would add up
-        for start in range(0, x.shape[1], BLOCK):
-            part = x.dtype.type(0)
-            for j in range(start, min(start + BLOCK, x.shape[1])):
-                part += x[r, j]
-            total += part
-        out[r] = total
-
-
-@loop
-def _sum_of_columns(x: Array, out: Array) -> None:
-    for r in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            out[j] += x[r, j]
-
-
+# ---------------------------------------------------------------- maxima; NumPy's sums are as fast as compiled ones
 @loop
 def _max_of_rows(x: Array, out: Array) -> None:
     for r in range(x.shape[0]):
-        top = x[r, 0]
-        nan = False
+        highest = ordered(x[r, 0])
         for j in range(x.shape[1]):
-            v = x[r, j]
-            nan |= v != v
-            top = max(top, v)
-        out[r] = x.dtype.type(np.nan) if nan else top
+            highest = max(highest, ordered(x[r, j]))
+        out[r] = unordered(highest, x[r, 0])
 
 
 @loop
 def _min_of_rows(x: Array, out: Array) -> None:
     for r in range(x.shape[0]):
-        low = x[r, 0]
-        nan = False
+        highest = ordered(-x[r, 0])
         for j in range(x.shape[1]):
-            v = x[r, j]
-            nan |= v != v
-            low = min(low, v)
-        out[r] = x.dtype.type(np.nan) if nan else low
+            highest = max(highest, ordered(-x[r, j]))
+        out[r] = -unordered(highest, x[r, 0])
 
 
-def _reduced(x: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
-    """Memory for the result of a reduction."""
-    if keepdims:
-        return np.empty([1 if a in axis else n for a, n in enumerate(x.shape)], x.dtype)
-    return np.empty([n for a, n in enumerate(x.shape) if a not in axis], x.dtype)
+def _reduction(name: str, of_rows: Any) -> None:
+    """Enter a loop over rows as the kernel where the last axes are reduced; NumPy is as fast over the first ones."""
+    otherwise = KERNELS[name]
+
+    def reduced(x: Array, axis: tuple[int, ...], keepdims: bool) -> Any:
+        n = len(axis)
+        kept = x.ndim - n
+        if not (n > 0 and kept and x.size and fits(x) and axis == tuple(range(kept, x.ndim))):
+            return otherwise(x, axis, keepdims)
+        shape = x.shape[:kept]
+        rows = math.prod(shape)
+        out = np.empty(rows, x.dtype)
+        of_rows(x.reshape(rows, -1), out)
+        return out.reshape(shape + (1,) * n if keepdims else shape)
+
+    KERNELS[name] = reduced
 
 
-def _is_trailing(x: Array, axis: tuple[int, ...]) -> bool:
-    """Whether the axes are the last ones, and others are left."""
-    return 0 < len(axis) < x.ndim and axis == tuple(range(x.ndim - len(axis), x.ndim))
+_reduction("max", _max_of_rows)
+_reduction("min", _min_of_rows)

@@ -89,7 +89,8 @@ def _choose() -> None:
     """Pick the layer and the size of its pool, and leave both where Numba reads them."""
     global _layer, _pool, _parallel
     import numba
-    from numba.np.ufunc import parallel
+
+    parallel: Any = import_module("numba.np.ufunc.parallel")
 
     config: Any = numba.config
     if parallel._is_initialized:  # somebody else's parallel loop came first

@@ -56,23 +56,43 @@ def _in_threads(name: Any, n: int, *args: Any) -> None:
 
 
 @loop
-def adam_loop(p: Array, m: Array, v: Array, g: Array, numbers: Array, inside: bool, start: int, stop: int) -> None:
-    """One step of Adam over a piece; moments that have all but died out become 0, as in the NumPy backend."""
-    rate, eps, c1, n1, c2, n2, decay, shrink, sign, floor = (
-        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4],
-        numbers[5], numbers[6], numbers[7], numbers[8], numbers[9],
-    )  # fmt: skip
-    zero = p.dtype.type(0)
-    for i in range(start, stop):
-        pi = p[i] * shrink
-        gi = sign * g[i] + decay * p[i]
+def adam_loop(
+    p: Array,
+    m: Array,
+    v: Array,
+    g: Array,
+    t: float,
+    hyper: Array,
+    decoupled: bool,
+    inside: bool,
+    sign: float,
+    start: int,
+    stop: int,
+) -> None:
+    """Step t of Adam over a piece; moments that have all but died out become 0, as in the NumPy backend."""
+    lr, beta1, beta2, eps, weight_decay = hyper[0], hyper[1], hyper[2], hyper[3], hyper[4]
+    root = np.sqrt(1 - beta2**t)  # of the bias correction; it is moved from v into lr and ε
+    number = p.dtype.type
+    rate, small = number(lr * root / (1 - beta1**t)), number(eps * root * root if inside else eps * root)
+    c1, n1, c2, n2 = number(beta1), number(1 - beta1), number(beta2), number(1 - beta2)
+    shrink, decay = number(1 - lr * weight_decay if decoupled else 1.0), number(0.0 if decoupled else weight_decay)
+    up, zero, floor = number(sign), number(0), number(np.finfo(p.dtype).tiny * number(1e8))
+    p, m, v, g = (
+        p[start:stop],
+        m[start:stop],
+        v[start:stop],
+        g[start:stop],
+    )  # from 0, indices are not negative
+    for i in range(p.size):
+        pi = p[i]
+        gi = up * g[i] + decay * pi
         mi = m[i] * c1 + gi * n1
         vi = v[i] * c2 + gi * gi * n2
         mi = zero if abs(mi) < floor else mi
-        root = np.sqrt(vi + eps) if inside else np.sqrt(vi) + eps
+        below = np.sqrt(vi + small) if inside else np.sqrt(vi) + small
         m[i] = mi
         v[i] = vi
-        p[i] = pi - rate * (mi / root)
+        p[i] = pi * shrink - rate * (mi / below)
 
 
 @kernel("adam")
@@ -91,50 +111,39 @@ def adam(
     """0.3 ns a parameter on one thread, where sixteen calls of NumPy take 1.2 to 1.6."""
     if not _compiled(param, exp_avg, exp_avg_sq, *grads):
         settings = {"turned": turned, "decoupled": decoupled, "eps_inside": eps_inside, "maximize": maximize}
-        return _numpy_adam(param, exp_avg, exp_avg_sq, step, hyper, *grads, **settings)
-    lr, beta1, beta2, eps, weight_decay = hyper.tolist()
+        _numpy_adam(param, exp_avg, exp_avg_sq, step, hyper, *grads, **settings)
+        return
     t = step.item(0) + 1
     step.fill(t)
-    root = (1 - beta2**t) ** 0.5  # of the bias correction; it is moved from v into lr and ε
-    numbers = np.array(
-        (
-            lr * root / (1 - beta1**t),
-            eps * root * root if eps_inside else eps * root,
-            beta1,
-            1 - beta1,
-            beta2,
-            1 - beta2,
-            0.0 if decoupled else weight_decay,
-            1 - lr * weight_decay if decoupled else 1.0,
-            -1.0 if maximize else 1.0,
-            np.finfo(param.dtype).tiny * 1e8,
-        ),
-        param.dtype,
-    )
+    sign = -1.0 if maximize else 1.0
     for start, stop, g in _pieces(grads, turned):
         n = stop - start
         whole = n == param.size  # a slice takes 0.1 µs
         p, m, v = (param, exp_avg, exp_avg_sq) if whole else (a[start:stop] for a in (param, exp_avg, exp_avg_sq))
         if n < LARGE:
-            adam_loop(p, m, v, g, numbers, eps_inside, 0, n)
+            adam_loop(p, m, v, g, t, hyper, decoupled, eps_inside, sign, 0, n)
         else:
-            _in_threads(adam_loop, n, p, m, v, g, numbers, eps_inside, 0, n)
-    return None
+            _in_threads(adam_loop, n, p, m, v, g, t, hyper, decoupled, eps_inside, sign, 0, n)
 
 
 @loop
-def sgd_loop(p: Array, velocity: Array, g: Array, numbers: Array, how: int, start: int, stop: int) -> None:
-    """A step of gradient descent: how is 0 without momentum, 1 at its first step, 2 later; 4 more is Nesterov's."""
-    lr, momentum, share, decay, sign, floor = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
-    zero = p.dtype.type(0)
-    if how == 0:
-        for i in range(start, stop):
-            p[i] -= lr * (sign * g[i] + decay * p[i])
+def sgd_loop(
+    p: Array, velocity: Array, g: Array, made: float, hyper: Array, nesterov: bool, sign: float, start: int, stop: int
+) -> None:
+    """The step of gradient descent after `made` with momentum."""
+    number = p.dtype.type
+    lr, momentum, share, decay = number(hyper[0]), number(hyper[1]), number(1 - hyper[2]), number(hyper[3])
+    up, zero, floor = number(sign), number(0), number(np.finfo(p.dtype).tiny * number(1e8))
+    p, velocity, g = p[start:stop], velocity[start:stop], g[start:stop]
+    if momentum == zero:
+        for i in range(p.size):
+            p[i] -= lr * (up * g[i] + decay * p[i])
         return
-    first, nesterov = how % 4 == 1, how >= 4
-    for i in range(start, stop):
-        gi = sign * g[i] + decay * p[i]
-        b = gi if first else velocity[i] * momentum + gi * share
+    kept = momentum if made else zero  # the velocity begins with the first gradient, undamped
+    taken = share if made else number(1)
+    for i in range(p.size):
+        gi = up * g[i] + decay * p[i]
+        b = velocity[i] * kept + gi * taken
         b = zero if abs(b) < floor else b
         velocity[i] = b
         p[i] -= lr * (gi + b * momentum if nesterov else b)
@@ -152,22 +161,16 @@ def sgd(
     maximize: bool,
 ) -> None:
     if not _compiled(param, velocity, *grads):
-        return _numpy_sgd(param, velocity, step, hyper, *grads, turned=turned, nesterov=nesterov, maximize=maximize)
-    lr, momentum, dampening, weight_decay = hyper.tolist()
+        _numpy_sgd(param, velocity, step, hyper, *grads, turned=turned, nesterov=nesterov, maximize=maximize)
+        return
     made = step.item(0)
-    how = 0
-    if momentum:
+    if hyper[1]:
         step.fill(made + 1)
-        how = (2 if made else 1) + 4 * nesterov
-    numbers = np.array(
-        (lr, momentum, 1 - dampening, weight_decay, -1.0 if maximize else 1.0, np.finfo(param.dtype).tiny * 1e8),
-        param.dtype,
-    )
+    sign = -1.0 if maximize else 1.0
     for start, stop, g in _pieces(grads, turned):
         n = stop - start
         p, b = (param, velocity) if n == param.size else (param[start:stop], velocity[start:stop])
         if n < LARGE:
-            sgd_loop(p, b, g, numbers, how, 0, n)
+            sgd_loop(p, b, g, made, hyper, nesterov, sign, 0, n)
         else:
-            _in_threads(sgd_loop, n, p, b, g, numbers, how, 0, n)
-    return None
+            _in_threads(sgd_loop, n, p, b, g, made, hyper, nesterov, sign, 0, n)
