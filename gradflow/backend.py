@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, final
 
+from gradflow.arguments import integer
 from gradflow.config import env_text
 from gradflow.errors import ArgumentError, BackendUnavailableError, DTypeError, UnknownBackendError, explain
 
@@ -84,6 +85,14 @@ class Backend(ABC):
     @abstractmethod
     def code_generator(self) -> Any:
         """Return the `gradflow.compiler.generator.CodeGenerator` for these arrays; None if there is none."""
+
+    @abstractmethod
+    def set_num_threads(self, n: int | None) -> None:
+        """Let large operations use at most n threads, n ≥ 1; None takes the limit back.
+
+        Raises:
+            BackendUnavailableError: the library has no way to be told.
+        """
 
     @final
     def __repr__(self) -> str:
@@ -359,6 +368,36 @@ def _best() -> Backend:
     raise BackendUnavailableError(
         explain("backend auto finds nothing to choose from.", "; ".join(skipped) + ".", "pip install gradflow")
     )
+
+
+# -------------------------------------------------------------------------------------------------------------- threads
+def set_num_threads(n: int | None) -> None:
+    """Let large operations of the current backend use at most n threads; None takes the limit back.
+
+    There are never more than there are usable CPUs, whatever is asked for.
+
+    Raises:
+        ArgumentError: a number below 1.
+        DTypeError: not an integer.
+        BackendUnavailableError: the library that computes cannot be told.
+
+    >>> gf.set_num_threads(1)
+    >>> gf.get_num_threads()
+    1
+    >>> gf.set_num_threads(None)
+    """
+    if n is not None:
+        n = integer("set_num_threads", "n", n, least=1, why="at least one thread computes.")
+    get_backend().set_num_threads(n)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a large operation of the current backend uses.
+
+    >>> gf.get_num_threads() >= 1
+    True
+    """
+    return get_backend().num_threads()
 
 
 # ------------------------------------------------------------------------------------------------------------- plug-ins

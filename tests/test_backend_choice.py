@@ -52,6 +52,8 @@ class FakeBackend(Backend):
     def code_generator(self) -> Any:
         return None
 
+    def set_num_threads(self, n: int | None) -> None: ...
+
 
 class FakePlugin(Plugin):
     """Two devices, the first of which is the default."""
@@ -376,6 +378,7 @@ class FakeLib(Backend):
     def synchronize(self): pass
     def versions(self): return {"fakelib": "2.0"}
     def num_threads(self): return 1
+    def set_num_threads(self, n): pass
 
 class FakeLibPlugin(Plugin):
     name, extra = "fakelib", "gpu"

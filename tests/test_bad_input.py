@@ -303,15 +303,19 @@ RIGHT: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {  # wh
     "eye": arguments(SIZE, SIZE, k=0, dtype=None, backend=None),
     "flatten": arguments(floats, start_axis=0),
     "from_dlpack": arguments(like(np.ones(2)), device=None, copy=None),
+    "dropout": arguments(floats, like(0.5), training=True, generator=None),
+    "embedding": arguments(lambda: gf.tensor([1, 0]), WEIGHT, padding_idx=None),
     "empty": arguments(SIZE, dtype=None, backend=None, requires_grad=True),
     "full": arguments(SIZE, NUMBER, dtype=None, backend=None, requires_grad=True),
     "full_like": arguments(floats, NUMBER, dtype=None),
     "functional_call": arguments(linear, lambda: {"bias": gf.zeros(2)}, floats),
+    "gelu": arguments(floats, approximate="tanh"),
     "grad": arguments(FUNCTION, SIZE, has_aux=False),
     "hessian": arguments(FUNCTION, like(0)),
     "hvp": arguments(FUNCTION, floats, floats),
     "jacobian": arguments(FUNCTION, like(0)),
     "jvp": arguments(FUNCTION, lambda: (floats(),), lambda: (floats(),)),
+    "layer_norm": arguments(floats, lambda: gf.ones(3), lambda: gf.zeros(3), axis=-1, eps=1e-5),
     "linear": arguments(floats, WEIGHT, lambda: gf.zeros(2)),
     "linspace": arguments(NUMBER, NUMBER, SIZE, dtype=None, endpoint=True, backend=None),
     "manual_seed": arguments(like(0)),
@@ -347,7 +351,11 @@ RIGHT: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {  # wh
     "nn.BCEWithLogitsLoss": arguments(like(None), like(None), like("mean")),
     "nn.Buffer": arguments(floats, persistent=True),
     "nn.CrossEntropyLoss": arguments(like(None), like(-100), NUMBER, like("mean")),
+    "nn.Dropout": arguments(NUMBER),
+    "nn.Embedding": arguments(like(7), SIZE, like(0), dtype=None, backend=None),
     "nn.Flatten": arguments(like(1), like(-1)),
+    "nn.GELU": arguments(like("tanh")),
+    "nn.LayerNorm": arguments(like(3), NUMBER, like(True), like(False), dtype=None, backend=None),
     "nn.Linear": arguments(like(3), SIZE, bias=True, dtype=None, backend=None),
     "nn.LogSoftmax": arguments(like(-1)),
     "nn.Loss": arguments(like("mean")),
@@ -398,7 +406,7 @@ RIGHT: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {  # wh
 }  # fmt: skip
 NO_ARGUMENTS = {
     "Tensor", "enable_grad", "no_grad", "backends", "get_backend", "get_default_dtype", "is_grad_enabled",
-    "random.default_generator", "nn.Identity", "nn.ReLU", "nn.Sigmoid", "nn.Tanh", "nn.Module",
+    "random.default_generator", "nn.Identity", "nn.ReLU", "nn.SiLU", "nn.Sigmoid", "nn.Tanh", "nn.Module",
 }  # fmt: skip
 PROTOCOLS = {"data.Dataset", "optim.Optimizer", "optim.ParamGroup"}  # not called by users
 
@@ -426,7 +434,7 @@ def forwards() -> dict[str, Call]:
             if name in ("nn.Module", "nn.Loss", "nn.Identity"):
                 continue
             args, settings = RIGHT.get(name, arguments())()
-            right = OPERAND
+            right = arguments(ints) if name == "nn.Embedding" else OPERAND
             if issubclass(kind, nn.Loss):
                 right = arguments(floats, like(np.array([0, 1])) if name == "nn.CrossEntropyLoss" else floats)
             calls[f"{name}()"] = kind(*args, **settings), right
@@ -490,7 +498,7 @@ ACCEPTED = {  # beside None where it is the default
         "Generator 0", "random.Generator 0", "set_backend 0", "use_backend 0", "concat axis", "concatenate axis",
         "save 1", "arange 1", "clip 1", "clip 2", "eye 1", "linear 2", "training.evaluate 3", "init.calculate_gain 1",
         "init.kaiming_uniform_ 1", "init.kaiming_normal_ 1", "nn.CrossEntropyLoss 0", "nn.BCEWithLogitsLoss 0",
-        "nn.BCEWithLogitsLoss 1", "nn.BCELoss 0",
+        "nn.BCEWithLogitsLoss 1", "nn.BCELoss 0", "nn.Embedding 2", "layer_norm 1", "layer_norm 2",
     },
 }  # fmt: skip
 

@@ -28,16 +28,30 @@ def reduced(terms: Any, reduction: str) -> Any:
 class NumPy:
     """NumPy and SciPy."""
 
+    from scipy.special import erf, log_softmax, ndtr, softmax
     from scipy.special import expit as sigmoid
-    from scipy.special import log_softmax, softmax
 
-    sigmoid, log_softmax, softmax = map(staticmethod, (sigmoid, log_softmax, softmax))
+    erf, sigmoid, log_softmax, ndtr, softmax = map(staticmethod, (erf, sigmoid, log_softmax, ndtr, softmax))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
 
     def relu(self, x: Any) -> Any:
         return np.maximum(x, 0)
+
+    def silu(self, x: Any) -> Any:
+        return x * self.sigmoid(x)
+
+    def gelu(self, x: Any, *, approximate: str) -> Any:
+        if approximate == "tanh":
+            return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+        return x * self.ndtr(x)
+
+    def layer_norm(self, x: Any, weight: Any = 1, bias: Any = 0, *, axis: Any, eps: float) -> Any:
+        return (x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, keepdims=True) + eps) * weight + bias
+
+    def embedding(self, indices: Any, weight: Any) -> Any:
+        return weight[indices]
 
     def softplus(self, x: Any) -> Any:
         return np.logaddexp(x, 0)
@@ -152,6 +166,21 @@ class Torch:
     def linear(self, x: Any, weight: Any, bias: Any) -> Any:
         return self.F.linear(x, weight, bias)
 
+    def silu(self, x: Any) -> Any:
+        return self.F.silu(x)
+
+    def gelu(self, x: Any, *, approximate: str) -> Any:
+        return self.F.gelu(x, approximate=approximate)
+
+    def layer_norm(self, x: Any, weight: Any = None, bias: Any = None, *, axis: Any, eps: float) -> Any:
+        return self.F.layer_norm(x, x.shape[x.ndim - np.size(axis) :], weight, bias, eps)
+
+    def embedding(self, indices: Any, weight: Any) -> Any:
+        return self.F.embedding(self.tensor(indices), weight)
+
+    def dropout_of(self, x: Any, keep: Any, *, p: float) -> Any:
+        return x * self.tensor(keep) / (1 - p)
+
     def softplus(self, x: Any) -> Any:
         return self.F.softplus(x, threshold=1e9)
 
@@ -183,6 +212,18 @@ class Jax:
 
     def linear(self, x: Any, weight: Any, bias: Any) -> Any:
         return self.jnp.dot(x, weight.T) + bias
+
+    def erf(self, x: Any) -> Any:
+        return self.jax.lax.erf(x)
+
+    def gelu(self, x: Any, *, approximate: str) -> Any:
+        return self.jax.nn.gelu(x, approximate=approximate == "tanh")
+
+    def layer_norm(self, x: Any, weight: Any = 1, bias: Any = 0, *, axis: Any, eps: float) -> Any:
+        return (x - x.mean(axis, keepdims=True)) / self.jnp.sqrt(x.var(axis, keepdims=True) + eps) * weight + bias
+
+    def embedding(self, indices: Any, weight: Any) -> Any:
+        return weight[indices]
 
     def mse_loss(self, x: Any, target: Any, *, reduction: str) -> Any:
         return reduced(self.jnp.square(x - target), reduction)

@@ -225,6 +225,8 @@ NEVER_EMPTY = {
 NEVER_0_D = {
     **dict.fromkeys(["advance", "random_normal", "random_uniform"], "the state of a generator has two words"),
     **dict.fromkeys(["concat", "gather", "nonzero_index", "softmax", "log_softmax"], "it works along an axis"),
+    "layer_norm": "it works along an axis",
+    "embedding": "a table has two axes",
     **dict.fromkeys(["linear", "matmul", "matrix_transpose", "softmax_cross_entropy"], "it takes matrices"),
     **dict.fromkeys(["std", "var"], "the variance of one value is 0 and has a kink"),
 }
@@ -289,7 +291,7 @@ def dtype_of_result(prim: Primitive, case: Call) -> np.dtype[Any]:
         return np.dtype(case.settings["dtype"])
     if prim.dtypes == "compare" or prim.name in ("all", "any", "lasting"):
         return np.dtype(np.bool_)
-    if prim.name in ("argmax", "argmin", "nonzero_index"):
+    if prim.name in ("argmax", "argmin", "nonzero_index", "row_index"):
         return np.dtype(np.int64)
     kept = [case.operands[i].dtype for i in prim.promoted if i < len(case.operands)] or [case.operands[0].dtype]
     return kept[0]

@@ -86,8 +86,16 @@ def affine(lib: Any) -> Any:
 
 # layer -> ways to make it, of `nn` or `torch.nn`; those that are not called the same have a maker for each
 LAYERS: dict[str, list[Callable[[Any], Any]]] = {
+    "Dropout": [lambda lib: lib.Dropout(0.0)],  # PyTorch's random numbers are others
+    "Embedding": [],  # it takes integers; tests/test_nn_layers.py has it
     "Flatten": [lambda lib: lib.Flatten()],
+    "GELU": [lambda lib: lib.GELU(), lambda lib: lib.GELU("tanh")],
     "Identity": [lambda lib: lib.Identity()],
+    "LayerNorm": [
+        lambda lib: lib.LayerNorm(WIDTH),
+        lambda lib: lib.LayerNorm(WIDTH, 0.1, bias=False),
+        lambda lib: lib.LayerNorm(WIDTH, elementwise_affine=False),
+    ],
     "Linear": [affine, lambda lib: lib.Linear(WIDTH, WIDTH, bias=False)],
     "LogSoftmax": [lambda lib: lib.LogSoftmax(-1)],
     "MLP": [
@@ -103,6 +111,7 @@ LAYERS: dict[str, list[Callable[[Any], Any]]] = {
         lambda lib: (nn.Residual if lib is nn else TorchResidual)(lib.Tanh(), shortcut=affine(lib)),
     ],
     "Sequential": [lambda lib: lib.Sequential(affine(lib), lib.Sigmoid()), lambda lib: lib.Sequential()],
+    "SiLU": [lambda lib: lib.SiLU()],
     "Sigmoid": [lambda lib: lib.Sigmoid()],
     "Softmax": [lambda lib: lib.Softmax(-1)],
     "Tanh": [lambda lib: lib.Tanh()],

@@ -517,6 +517,9 @@ class StandIn(Backend):
     def code_generator(self) -> Any:
         return None
 
+    def set_num_threads(self, n: int | None) -> None:
+        pass
+
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:

@@ -44,6 +44,33 @@ EXP64 = (
 )
 
 
+# ---------------------------------------------------------------- order
+@scalar
+def ordered32(x: Number) -> Number:
+    """An integer in the order of the numbers; a NaN is the largest. Negative numbers count their bits backwards."""
+    bits = bits32(x)
+    return bits ^ ((bits >> i(31)) & i(0x7FFFFFFF)) if x == x else i(0x7FFFFFFF)
+
+
+@scalar
+def ordered64(x: Number) -> Number:
+    """As `ordered32`."""
+    bits = bits64(x)
+    return bits ^ ((bits >> q(63)) & q(0x7FFFFFFFFFFFFFFF)) if x == x else q(0x7FFFFFFFFFFFFFFF)
+
+
+@scalar
+def unordered32(n: Number) -> Number:
+    """The number that `ordered32` made n of."""
+    return float32_of(n ^ ((n >> i(31)) & i(0x7FFFFFFF)))
+
+
+@scalar
+def unordered64(n: Number) -> Number:
+    """The number that `ordered64` made n of."""
+    return float64_of(n ^ ((n >> q(63)) & q(0x7FFFFFFFFFFFFFFF)))
+
+
 # ---------------------------------------------------------------- exp
 @scalar
 def exp32(x: Number) -> Number:

@@ -7,7 +7,10 @@ slower).
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numba
@@ -24,13 +27,11 @@ SCALAR: dict[str, Any] = {
     "fastmath": {"contract"},
     "forceinline": True,
     "nogil": True,
-    "cache": True,
 }
 KERNEL: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"contract", "nsz", "reassoc", "arcp"},  # reassoc lets sums be vectorised: 20 times faster
     "nogil": True,
-    "cache": True,
 }
 
 
@@ -40,14 +41,40 @@ def scalar(function: F) -> F:
     It keeps its own rounding: LLVM's flags stand on each instruction, so a caller that lets sums be reordered does not
     reorder what is inlined. (Numba's own `inline="always"` would compile the body with the caller's flags.)
     """
-    compiled: F = numba.njit(**SCALAR)(function)
-    return compiled
+    return _compiled(function, SCALAR)
 
 
 def loop(function: F) -> F:
     """Compile a function of arrays, at its first call for each signature; the machine code is kept on disk."""
-    compiled: F = numba.njit(**KERNEL)(function)
+    return _compiled(function, KERNEL)
+
+
+def parallel_loop(function: F) -> F:
+    """Compile a function whose `prange` runs on several threads. `threads.available` must have chosen the layer."""
+    return _compiled(function, {**KERNEL, "parallel": True})
+
+
+def _compiled(function: F, options: dict[str, Any]) -> F:
+    """The function under njit, its machine code kept on disk where there is a place for it."""
+    try:
+        made: Any = numba.njit(cache=True, **options)(function)
+        made._cache._cache_file._source_stamp = _sources()
+    except RuntimeError:  # neither NUMBA_CACHE_DIR, nor the package's folder, nor the user's can be written
+        made = numba.njit(**options)(function)
+    compiled: F = made
     return compiled
+
+
+@functools.cache
+def _sources() -> str:
+    """What decides whether machine code on disk is still right: the sources of this package, all of them.
+
+    Numba looks at the file of the function alone, and would keep a kernel whose inlined exp has changed.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _bitcast(source: Any, target: Any) -> Any:

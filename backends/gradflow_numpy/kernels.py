@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradflow.backend import filled
-from gradflow.errors import ArgumentError, explain
+from gradflow.errors import ArgumentError, IndexRangeError, explain
 from gradflow_numpy.pool import room
 
 Array = np.ndarray
@@ -255,6 +255,33 @@ def one_hot(labels: Array, classes: int, dtype: np.dtype[Any]) -> Any:
     out = np.zeros((*labels.shape, classes), dtype)
     np.put_along_axis(out, labels[..., None].astype(np.intp, copy=False), 1, axis=-1)
     return out
+
+
+@kernel
+def row_index(indices: Array, rows: int) -> Any:
+    check_rows(indices, rows)
+    return indices.astype(np.int64)
+
+
+def check_rows(indices: Array, rows: int) -> None:
+    """Raise for an index outside 0…rows−1, with its position."""
+    if indices.size and (indices.max() >= rows or indices.min() < 0):
+        wrong = (indices < 0) | (indices >= rows)
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise IndexRangeError(
+            explain(
+                f"embedding got index {indices[where]} at position {where[0] if len(where) == 1 else where}"
+                f" for {rows} rows.",
+                f"indices are the row numbers 0 to {rows - 1}." if rows else "there are no rows.",
+                f"nn.Embedding({indices[where] + 1 if indices[where] > 0 else rows}, width), or mend the indices",
+            )
+        )
+
+
+@kernel
+def embedding(weight: Array, indices: Array) -> Any:
+    check_rows(indices, len(weight))
+    return weight.take(indices.astype(np.intp, copy=False), axis=0)
 
 
 def check_labels(labels: Array, classes: int) -> None:

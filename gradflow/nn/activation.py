@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gradflow.arguments import integer
+from gradflow.arguments import choice, integer
 from gradflow.nn.module import Module
-from gradflow.ops.elementwise import relu, sigmoid, tanh
+from gradflow.ops.elementwise import gelu, relu, sigmoid, silu, tanh
 from gradflow.ops.neural import log_softmax, softmax
 from gradflow.tensor import Tensor
 
@@ -21,6 +21,44 @@ class ReLU(Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return max(0, x)."""
         return relu(x)
+
+
+class GELU(Module):
+    """The Gaussian error linear unit, element by element: y = x Φ(x), with Φ the normal distribution.
+
+    Args:
+        approximate: "none", or "tanh" for y = ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))).
+
+    Raises:
+        ArgumentError: another `approximate`.
+
+    >>> gf.nn.GELU()(gf.tensor([-1.0, 1.0]))
+    tensor([-0.15865...,  0.84134...])
+
+    Reference: Hendrycks and Gimpel, *Gaussian Error Linear Units*, 2016.
+    """
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = choice("GELU", "approximate", approximate, ("none", "tanh"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x Φ(x)."""
+        return gelu(x, approximate=self.approximate)
+
+
+class SiLU(Module):
+    """The sigmoid-weighted linear unit, also called swish, element by element: y = x σ(x) = x / (1 + e⁻ˣ).
+
+    >>> gf.nn.SiLU()(gf.tensor([-1.0, 1.0]))
+    tensor([-0.26894...,  0.73105...])
+
+    Reference: Elfwing, Uchibe and Doya, *Sigmoid-Weighted Linear Units for Neural Network Function Approximation in
+    Reinforcement Learning*, Neural Networks 107, 2018.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x σ(x)."""
+        return silu(x)
 
 
 class Tanh(Module):

@@ -287,7 +287,7 @@ class Module:
                 tree.append((depths[slot.path], f"({name}): {type(slot.value).__name__}", slot.value))
         lines = []
         for (depth, head, module), (next_depth, *_) in pairwise([*tree, (0, "", self)]):
-            shown = [f"{k}={v!r}" for k, v in vars(module).items() if isinstance(v, _SETTING) and k != "training"]
+            shown = [f"{k}={v!r}" for k, v in vars(module).items() if _is_setting(v) and k != "training"]
             settings = ", ".join(setting for setting in shown if not setting.startswith("_"))
             if next_depth > depth:
                 lines += [f"{'  ' * depth}{head}(", *([f"{'  ' * next_depth}{settings}"] if settings else [])]
@@ -300,6 +300,11 @@ class Module:
 
 
 _SETTING = (bool, int, float, str)
+
+
+def _is_setting(value: object) -> bool:
+    """Whether an attribute is shown: a number, a flag, a text, or several integers, such as a shape."""
+    return isinstance(value, _SETTING) or (isinstance(value, tuple) and all(type(n) is int for n in value))
 
 
 # ---------------------------------------------------------------- the walk through a tree of modules
@@ -400,6 +405,8 @@ def label(module: Module) -> str:
     sizes = vars(module)
     if "in_features" in sizes and "out_features" in sizes:
         return f"{type(module).__name__} {sizes['in_features']}→{sizes['out_features']}"
+    if "num_embeddings" in sizes and "embedding_dim" in sizes:
+        return f"{type(module).__name__} {sizes['num_embeddings']}→{sizes['embedding_dim']}"
     return type(module).__name__
 
 

@@ -30,9 +30,11 @@ from gradflow.ops.elementwise import (
     clip,
     divide,
     equal,
+    erf,
     exp,
     floor,
     floor_divide,
+    gelu,
     greater,
     greater_equal,
     isfinite,
@@ -57,6 +59,7 @@ from gradflow.ops.elementwise import (
     remainder,
     sigmoid,
     sign,
+    silu,
     softplus,
     sqrt,
     square,
@@ -65,6 +68,7 @@ from gradflow.ops.elementwise import (
     where,
 )  # fmt: skip
 from gradflow.ops.indexing import take, take_along_axis
+from gradflow.ops.layers import dropout, embedding, layer_norm
 from gradflow.ops.linalg import matmul, matrix_transpose
 from gradflow.ops.neural import (
     binary_cross_entropy,
@@ -98,13 +102,13 @@ pow = power  # the array API standard's
 __all__ = [
     "Generator", "abs", "add", "all", "any", "arange", "argmax", "argmin", "asarray", "astype", "binary_cross_entropy",
     "binary_cross_entropy_with_logits", "bitwise_and", "bitwise_invert", "bitwise_or", "bitwise_xor", "broadcast_to",
-    "can_cast", "clip", "concat", "concatenate", "copy", "cross_entropy", "divide", "empty", "empty_like", "equal",
-    "exp", "expand_dims", "eye", "finfo", "flatten", "floor", "floor_divide", "from_dlpack", "full", "full_like",
-    "greater", "greater_equal", "iinfo", "isdtype", "isfinite", "isinf", "isnan", "less", "less_equal", "linear",
-    "linspace", "log", "log1p", "log_softmax", "logical_and", "logical_not", "logical_or", "logical_xor", "logsumexp",
-    "manual_seed", "matmul", "matrix_transpose", "max", "maximum", "mean", "min", "minimum", "moveaxis", "mse_loss",
-    "multiply", "negative", "not_equal", "ones", "ones_like", "permute_dims", "positive", "pow", "power", "random",
-    "relu", "remainder", "reshape", "result_type", "sigmoid", "sign", "softmax", "softplus", "sqrt", "square",
-    "squeeze", "stack", "std", "subtract", "sum", "take", "take_along_axis", "tanh", "tensor", "var", "where", "zeros",
-    "zeros_like",
+    "can_cast", "clip", "concat", "concatenate", "copy", "cross_entropy", "divide", "dropout", "embedding", "empty",
+    "empty_like", "equal", "erf", "exp", "expand_dims", "eye", "finfo", "flatten", "floor", "floor_divide",
+    "from_dlpack", "full", "full_like", "gelu", "greater", "greater_equal", "iinfo", "isdtype", "isfinite", "isinf",
+    "isnan", "layer_norm", "less", "less_equal", "linear", "linspace", "log", "log1p", "log_softmax", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "logsumexp", "manual_seed", "matmul", "matrix_transpose", "max",
+    "maximum", "mean", "min", "minimum", "moveaxis", "mse_loss", "multiply", "negative", "not_equal", "ones",
+    "ones_like", "permute_dims", "positive", "pow", "power", "random", "relu", "remainder", "reshape", "result_type",
+    "sigmoid", "sign", "silu", "softmax", "softplus", "sqrt", "square", "squeeze", "stack", "std", "subtract", "sum",
+    "take", "take_along_axis", "tanh", "tensor", "var", "where", "zeros", "zeros_like",
 ]  # fmt: skip

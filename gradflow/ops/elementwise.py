@@ -7,11 +7,16 @@ from typing import Any, cast
 
 import numpy as np
 
+from gradflow.arguments import choice
 from gradflow.ops.creation import as_tensor
 from gradflow.primitive import coerce, defimpl, defvjp, of, primitive
 from gradflow.tensor import OPS, Operand, Tensor
 
 _BROADCAST = "shapes broadcast where, aligned at the right, lengths are equal or one of them is 1: x.reshape(...)"
+_TWO_BY_ROOT_PI = 2 / math.sqrt(math.pi)
+_ROOT_2_BY_PI = math.sqrt(2 / math.pi)
+_CUBIC = 0.044715  # of GELU's approximation
+_FLAT = 1000.0  # beyond it a gate is 0 or 1; what multiplies it is cut off there, as ∞ · 0 would be NaN
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -239,6 +244,16 @@ def softplus(x: Operand, /) -> Tensor:
     ...
 
 
+@primitive("float")
+def erf(x: Operand, /) -> Tensor:
+    """Error function (2/√π) ∫₀ˣ exp(−t²) dt.
+
+    >>> gf.erf(gf.tensor([0.0, 1.0]))
+    tensor([0. , 0.84270...])
+    """
+    ...
+
+
 @primitive("numeric")
 def relu(x: Operand, /) -> Tensor:
     """Rectifier max(0, x), with derivative 0 at 0.
@@ -249,6 +264,42 @@ def relu(x: Operand, /) -> Tensor:
     ...
 
 
+@primitive("float", residual=True)
+def silu(x: Operand, /) -> Tensor:
+    """Sigmoid-weighted linear unit x σ(x), also called swish; 0 at −∞.
+
+    Source: Elfwing, Uchibe, Doya: Sigmoid-weighted linear units for neural network function approximation, 2018.
+
+    >>> gf.silu(gf.tensor([0.0, 1.0]))
+    tensor([0. , 0.73105...])
+    """
+    ...
+
+
+@primitive("float", name="gelu", residual=True)
+def _gelu(x: Operand, /, *, approximate: str) -> Tensor: ...
+
+
+def gelu(x: Operand, /, *, approximate: str = "none") -> Tensor:
+    """Gaussian error linear unit x Φ(x), with Φ(x) = ½ (1 + erf(x/√2)) the normal distribution; 0 at −∞.
+
+    Args:
+        x: any shape.
+        approximate: "none", or "tanh" for ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))), which differs by 5·10⁻⁴ at most.
+
+    Raises:
+        ArgumentError: another `approximate`.
+
+    Source: Hendrycks, Gimpel: Gaussian error linear units, 2016.
+
+    >>> gf.gelu(gf.tensor([0.0, 1.0]))
+    tensor([0. , 0.84134...])
+    >>> gf.gelu(gf.tensor([1.0]), approximate="tanh")
+    tensor([0.84119...])
+    """
+    return _gelu(x, approximate=choice("gelu", "approximate", approximate, ("none", "tanh")))
+
+
 defvjp(exp, x=lambda xp, g, out: g * out)
 defvjp(log, x=lambda xp, g, x: g / x)
 defvjp(log1p, x=lambda xp, g, x: g / (1 + x))
@@ -256,11 +307,46 @@ defvjp(sqrt, x=lambda xp, g, out: g / (out * 2))
 defvjp(tanh, x=lambda xp, g, out: g * (1 - out * out))
 defvjp(sigmoid, x=lambda xp, g, out: g * (out * (1 - out)))
 defvjp(softplus, x=lambda xp, g, x: g * xp.sigmoid(x))
+defvjp(erf, x=lambda xp, g, x: g * (xp.exp(-x * x) * _TWO_BY_ROOT_PI))
 defvjp(relu, x=lambda xp, g, out: g * (out > 0))
 
 defimpl(sigmoid, lambda xp, x: xp.exp(xp.minimum(x, 0.0)) / (1 + xp.exp(-xp.abs(x))))
 defimpl(softplus, lambda xp, x: xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x))))
 defimpl(relu, lambda xp, x: xp.maximum(x, 0))
+
+
+def _gelu_tanh(xp: Any, x: Any) -> Any:
+    return xp.tanh(x * (1 + x * x * _CUBIC) * _ROOT_2_BY_PI)
+
+
+def _impl_gelu(xp: Any, x: Any, *, approximate: str) -> Any:
+    cut = xp.clip(x, -_FLAT, _FLAT)
+    gate = _gelu_tanh(xp, cut) if approximate == "tanh" else xp.erf(cut * math.sqrt(0.5))
+    return xp.maximum(x, -_FLAT) * (0.5 + gate * 0.5)
+
+
+def _vjp_gelu(xp: Any, g: Any, x: Any, approximate: str) -> Any:
+    """Φ(x) + x φ(x), with the normal density φ; of the approximation in the same way."""
+    x = xp.clip(x, -_FLAT, _FLAT)
+    if approximate == "tanh":
+        gate = _gelu_tanh(xp, x)
+        slope = (1 - gate * gate) * (1 + x * x * (3 * _CUBIC)) * (0.5 * _ROOT_2_BY_PI)
+    else:
+        gate = xp.erf(x * math.sqrt(0.5))
+        slope = xp.exp(x * x * -0.5) * (0.5 * _ROOT_2_BY_PI)
+    return g * (0.5 + gate * 0.5 + x * slope)
+
+
+def _vjp_silu(xp: Any, g: Any, x: Any) -> Any:
+    x = xp.clip(x, -_FLAT, _FLAT)
+    gate = xp.sigmoid(x)
+    return g * (gate * (1 + x * (1 - gate)))
+
+
+defimpl(silu, lambda xp, x: xp.maximum(x, -_FLAT) * xp.sigmoid(x))
+defimpl(_gelu, _impl_gelu)
+defvjp(silu, x=_vjp_silu)
+defvjp(_gelu, x=_vjp_gelu)
 
 
 # ---------------------------------------------------------------- choosing

@@ -48,6 +48,9 @@ class _WithoutKernels(Backend):
     def code_generator(self) -> Any:
         return None
 
+    def set_num_threads(self, n: int | None) -> None:
+        self._backend.set_num_threads(n)
+
 
 def without_kernels(backend: str | Backend | None = None) -> Backend:
     """A backend like another, but with no kernel for what can be composed, and no derivative of its own.

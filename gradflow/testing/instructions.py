@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
 from gradflow.ops.creation import as_tensor
-from gradflow.tensor import no_grad
+from gradflow.tensor import OPS, Tensor, no_grad
 from gradflow.testing.strategies import Array, Rng, Shape, index_keys, spread, stretchable_shapes
 
 T = TypeVar("T")
@@ -37,8 +37,8 @@ class Step(NamedTuple):
 
     Attributes:
         function: its name; ``getitem`` and ``setitem`` stand for `x[key]` and a copy of x with a value at a key.
-        operands: an integer is the number of an earlier value, a float a constant, a tuple an array of integers, a
-            string a dtype, and a list a sequence of operands.
+        operands: an integer is the number of an earlier value, a float a constant, a tuple an array of integers
+            or booleans, a string a dtype, and a list a sequence of operands.
         settings: keyword arguments; in a key, a list is an array of integers or booleans.
 
     >>> from gradflow.testing.instructions import Step
@@ -87,8 +87,19 @@ def _setitem(xp: Any, x: Any, value: Any, *, key: tuple[Any, ...]) -> Any:
     return y
 
 
-_OF_THE_LANGUAGE: dict[str, Callable[..., Any]] = {"getitem": _getitem, "setitem": _setitem}
-"""What Python writes without a function's name; a namespace may bring its own."""
+def _dropout_of(xp: Any, x: Any, keep: Array, *, p: float) -> Any:
+    """What dropout does with a mask, which it draws: in a program it is data."""
+    if isinstance(x, Tensor):
+        return OPS.dropout(x, as_tensor(keep, x.backend), p=p)
+    return x * keep / (1 - p)
+
+
+_OF_THE_LANGUAGE: dict[str, Callable[..., Any]] = {
+    "getitem": _getitem,
+    "setitem": _setitem,
+    "dropout_of": _dropout_of,
+}
+"""What Python writes without a function's name, or gradflow has no public name for; a namespace may bring its own."""
 
 
 # ---------------------------------------------------------------- a program in the making
@@ -270,6 +281,7 @@ def _broadcast(x: Shape, y: Shape) -> bool:
 UNARY: dict[str, Callable[[Array], bool]] = {
     "abs": _clear_of_zero,
     "copy": _anything,
+    "erf": _anything,
     "exp": lambda x: bool(x.max() < 4),
     "log": _above_zero,
     "log1p": lambda x: bool(x.min() > MARGIN - 1),
@@ -277,6 +289,7 @@ UNARY: dict[str, Callable[[Array], bool]] = {
     "positive": _anything,
     "relu": _clear_of_zero,
     "sigmoid": _anything,
+    "silu": _anything,
     "softplus": _anything,
     "sqrt": _above_zero,
     "square": _anything,
@@ -539,8 +552,8 @@ def _(b: Builder) -> None:
 
 
 def _nested(array: Array) -> Any:
-    """An array of integers as tuples."""
-    return tuple(_nested(row) for row in array) if array.ndim else int(array)
+    """An array of integers or booleans as tuples."""
+    return tuple(_nested(row) for row in array) if array.ndim else array.item()
 
 
 @instruction("take")
@@ -571,6 +584,36 @@ def _along_an_axis(name: str) -> Instruction:
 
 for _name in ("softmax", "log_softmax"):
     INSTRUCTIONS[_name] = _along_an_axis(_name)
+
+
+@instruction("gelu")
+def _(b: Builder) -> None:
+    b.emit("gelu", b.pick(), approximate=b.choose(["none", "tanh"]))
+
+
+@instruction("layer_norm")
+def _(b: Builder) -> None:
+    """Over the last axis or the last two, of values that vary there; one weight and bias, or one of them, or none."""
+    at = b.pick(lambda x: x.ndim >= 1)
+    x = b.values[at]
+    axis = b.choose([axis for axis in (-1, (-2, -1)) if x.ndim >= np.size(axis) and _varies(x, axis)])
+    shape = x.shape[x.ndim - np.size(axis) :]
+    affine = [b.parameter(shape) for _ in range(b.choose([0, 1, 2]))]
+    b.emit("layer_norm", at, *affine, axis=axis, eps=b.choose([1e-2, 0.1]))
+
+
+@instruction("dropout_of")
+def _(b: Builder) -> None:
+    at, p = b.pick(lambda x: x.ndim >= 1), b.choose([0.5, 0.25])
+    b.emit("dropout_of", at, _nested(b.rng.random(b.shape(at)) >= p), p=p)
+
+
+@instruction("embedding")
+def _(b: Builder) -> None:
+    table = b.pick(lambda x: x.ndim == 2)
+    indices = b.rng.integers(0, b.shape(table)[0], b.choose([(2,), (2, 2), (4,)]))
+    b.emit("embedding", _nested(indices), table)
+
 
 _REDUCTIONS = ("mean", "sum", "none")
 

@@ -34,14 +34,19 @@ from gradflow.testing.strategies import (
 )
 
 Batch = tuple[Array, ...]
+Takes = Callable[[Any, Shape], SearchStrategy[Array]]
 
 
 class _Entry(NamedTuple):
-    """How a layer is made, for inputs of at least and at most some numbers of axes (the batch's one among them)."""
+    """How a layer is made, for inputs of at least and at most some numbers of axes (the batch's one among them).
+
+    A layer that takes no float arrays brings a strategy of what it takes, of a module and a shape.
+    """
 
     make: Callable[[DrawFn, Shape], Module]
     min_dims: int
     max_dims: int
+    takes: Takes | None = None
 
 
 MODULES: dict[type[Module], _Entry] = {}
@@ -49,12 +54,15 @@ LOSSES: dict[type[Loss], Callable[[DrawFn, Shape], tuple[Loss, SearchStrategy[Ba
 _BATCHES: WeakKeyDictionary[Module, SearchStrategy[Batch]] = WeakKeyDictionary()
 
 
-def constructs(layer: type[Module], *, min_dims: int = 1, max_dims: int = 4) -> Callable[[Any], Any]:
+def constructs(
+    layer: type[Module], *, min_dims: int = 1, max_dims: int = 4, takes: Takes | None = None
+) -> Callable[[Any], Any]:
     """Enter a function of (draw, shape) as the way to make a layer that takes a float array of that shape.
 
     Args:
         layer: the class.
         min_dims, max_dims: the numbers of axes that its input can have, the batch's axis among them.
+        takes: for a layer that takes other arrays, a function of (module, shape) that returns a strategy of them.
 
     >>> from hypothesis import find
     >>> from gradflow.testing.layers import MODULES, constructs, modules
@@ -72,7 +80,7 @@ def constructs(layer: type[Module], *, min_dims: int = 1, max_dims: int = 4) -> 
     """
 
     def enter(make: Callable[[DrawFn, Shape], Module]) -> Callable[[DrawFn, Shape], Module]:
-        MODULES[layer] = _Entry(make, min_dims, max_dims)
+        MODULES[layer] = _Entry(make, min_dims, max_dims, takes)
         return make
 
     return enter
@@ -139,7 +147,7 @@ def modules(draw: DrawFn, layer: type[Module] | None = None) -> Module:
     entry = MODULES[chosen]
     shape = draw(shapes(min_dims=entry.min_dims, max_dims=min(entry.max_dims, entry.min_dims + 2), min_side=1))
     module = _made(draw, lambda: entry.make(draw, shape))
-    _BATCHES[module] = arrays(shape).map(lambda x: (x,))
+    _BATCHES[module] = (entry.takes(module, shape) if entry.takes else arrays(shape)).map(lambda x: (x,))
     return module
 
 
@@ -223,8 +231,42 @@ def _plain(layer: Callable[[], Module]) -> Callable[[DrawFn, Shape], Module]:
     return lambda draw, shape: layer()
 
 
-for _layer in (nn.Identity, nn.ReLU, nn.Sigmoid, nn.Tanh):
+for _layer in (nn.Identity, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh):
     constructs(_layer)(_plain(_layer))
+
+
+@constructs(nn.GELU)
+def _(draw: DrawFn, shape: Shape) -> Module:
+    return nn.GELU(draw(st.sampled_from(["none", "tanh"])))
+
+
+@constructs(nn.Dropout)
+def _(draw: DrawFn, shape: Shape) -> Module:
+    return nn.Dropout(draw(st.sampled_from([0.0, 0.5, 0.2, 1.0])))
+
+
+@constructs(nn.LayerNorm)
+def _(draw: DrawFn, shape: Shape) -> Module:
+    normalized = shape[draw(st.integers(0, len(shape) - 1)) :]
+    affine = draw(st.booleans())
+    return nn.LayerNorm(normalized, draw(st.sampled_from([1e-5, 0.1])), affine, draw(st.booleans()))
+
+
+def _row_numbers(module: nn.Embedding, shape: Shape) -> SearchStrategy[Array]:
+    """Indices of any integer dtype."""
+
+    @st.composite
+    def numbers(draw: DrawFn) -> Array:
+        rng = draw(generators)
+        return rng.integers(0, module.num_embeddings, shape, dtype=np.int64).astype(draw(dtypes("iu")))
+
+    return numbers()
+
+
+@constructs(nn.Embedding, takes=_row_numbers)
+def _(draw: DrawFn, shape: Shape) -> Module:
+    rows = draw(st.integers(1, 5))
+    return nn.Embedding(rows, draw(st.integers(1, 3)), draw(st.none() | st.integers(-rows, rows - 1)))
 
 
 @constructs(nn.Softmax)
@@ -270,6 +312,7 @@ def _chain(draw: DrawFn, shape: Shape) -> nn.Sequential:
             for layer in layers()
             if layer not in (nn.Sequential, nn.Residual)
             and layer in MODULES
+            and MODULES[layer].takes is None
             and MODULES[layer].min_dims <= len(shape) <= MODULES[layer].max_dims
         ]
         module = MODULES[draw(st.sampled_from(fitting))].make(draw, shape)

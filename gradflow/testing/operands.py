@@ -344,6 +344,43 @@ def _(draw: DrawFn, rng: Rng) -> Call:
     return Call(tuple(spread(rng, (*lead, inputs), (outputs, inputs), (outputs,))), {})
 
 
+@operands_of("gelu")
+def _(draw: DrawFn, rng: Rng) -> Call:
+    return Call(tuple(spread(rng, draw(shapes()))), {"approximate": draw(st.sampled_from(["none", "tanh"]))})
+
+
+@operands_of("layer_norm")
+def _(draw: DrawFn, rng: Rng) -> Call:
+    shape = draw(shapes(min_dims=1))
+    first = draw(st.integers(0, len(shape) - 1))
+    settings = {"axis": tuple(range(first, len(shape))), "eps": draw(st.sampled_from([1e-2, 0.5]))}
+    return Call(tuple(spread(rng, shape, shape[first:], shape[first:])), settings)
+
+
+@operands_of("dropout")
+def _(draw: DrawFn, rng: Rng) -> Call:
+    shape, p = draw(shapes()), draw(st.sampled_from([0.1, 0.5, 0.9]))
+    return Call((*spread(rng, shape), np.asarray(rng.random(shape) >= p)), {"p": p})
+
+
+def _row_numbers(draw: DrawFn, rng: Rng, rows: int) -> Array:
+    """Numbers of rows, of any integer dtype; none where there are no rows."""
+    dtype = draw(st.sampled_from([np.int64, np.int8, np.uint64]))
+    return np.asarray(rng.integers(0, max(rows, 1), draw(shapes(max_dims=2)) if rows else (0,))).astype(dtype)
+
+
+@operands_of("row_index")
+def _(draw: DrawFn, rng: Rng) -> Call:
+    rows = draw(st.integers(0, 4))
+    return Call((_row_numbers(draw, rng, rows),), {"rows": rows})
+
+
+@operands_of("embedding")
+def _(draw: DrawFn, rng: Rng) -> Call:
+    rows, width = draw(st.integers(0, 4)), draw(st.integers(0, 3))
+    return Call((*spread(rng, (rows, width)), _row_numbers(draw, rng, rows)), {})
+
+
 @operands_of("softmax", "log_softmax")
 def _(draw: DrawFn, rng: Rng) -> Call:
     shape = draw(shapes(min_dims=1))
