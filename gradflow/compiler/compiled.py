@@ -164,7 +164,7 @@ class Compiled(Generic[P, R]):
         hidden = self._end_leaves(recording, signature)
         computed = [*results.tensors, *hidden]
         state = [*recording.bound.values(), *(t._data for t in signature.tensors)]
-        recording.finish(computed)
+        computed = recording.finish(computed)
         xp = recording._xp or namespace()
         first = own([t._data for t in computed], [*state, *recording.bound.values()], xp)
         found = Specialisation(signature, results, recording, after, make_program(recording, xp), mode, self._lock)

@@ -179,14 +179,20 @@ class Recording(Trace):
         """Ids of what owns the memory that the program writes."""
         return {id(owner) for owner, _, _ in self._written}
 
-    def finish(self, results: list[Tensor]) -> None:
-        """Write down which gradients the call leaves, and let go of all that was only computed on the way."""
+    def finish(self, results: list[Tensor]) -> list[Tensor]:
+        """Write down which gradients the call leaves, and let go of all that was only computed on the way.
+
+        Returns:
+            The results, those in the memory of a gradient that is left as copies.
+        """
         lasting = {id(g.backend.extent(g._data)[0]) for leaf in self.leaves if (g := _LASTING.get(leaf)) is not None}
-        self.results = [self._variable(self._apart(t, lasting)) for t in results]
+        results = [self._apart(t, lasting) for t in results]
+        self.results = [self._variable(t) for t in results]
         self._leave_gradients(lasting)
         self.met = [(t, array, node) for r, array, node in self._met.values() if (t := r()) is not None]
         self._variables.clear()
         self._before.clear()
+        return results
 
     def _leave_gradients(self, lasting: set[int]) -> None:
         new: list[tuple[Leaf, Tensor, int]] = []

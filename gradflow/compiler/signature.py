@@ -47,6 +47,7 @@ class Signature:
         self.leaves: list[tuple[Leaf, str]] = []
         self.objects: list[tuple[Any, str]] = []
         self._given: dict[int, tuple[Any, str]] = {}
+        self._with_gradient: list[str] = []
         self._reachable = set(reachable)
         shown: list[str] = []
         self.lines.append(f"if len(args) != {len(args)} or {self._keys('kwargs', kwargs)}: return NO")
@@ -61,7 +62,7 @@ class Signature:
 
     def source_of_gradients(self) -> list[str]:
         """Expressions of the gradients that leaves among the arguments come with."""
-        return [f"{name}._node.grad._data" for leaf, name in self.leaves if leaf.grad is not None]
+        return [f"{name}._node.grad._data" for name in self._with_gradient]
 
     def _constant(self, value: Any) -> str:
         name = f"k{len(self.scope)}"
@@ -158,6 +159,7 @@ class Signature:
             if node.grad is not None:
                 made._node.grad = wrap(value._xp.alias(node.grad._data), value._xp)  # type: ignore[union-attr]
                 self.gradients.append(made._node.grad)  # type: ignore[union-attr]
+                self._with_gradient.append(name)
             self.leaves.append((made._node, name))  # type: ignore[arg-type]
         else:
             self._refuse_unless(f"type({name}._node) is Node")

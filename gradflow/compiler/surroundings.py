@@ -294,10 +294,10 @@ class _Slots(Mapping[str, Any]):
         self.value, self.names = value, names
 
     def __getitem__(self, key: str) -> Any:
-        try:
-            return getattr(self.value, key)
-        except AttributeError:
-            raise KeyError(key) from None
+        found = getattr(self.value, key, MISSING) if key in self.names else MISSING
+        if found is MISSING:
+            raise KeyError(key)
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self.names if hasattr(self.value, name))
