@@ -40,6 +40,8 @@ class CompileWarning(UserWarning):
 class Compiled(Generic[P, R]):
     """A function that runs as a program; made by `compile`."""
 
+    _tells_changes = True  # another compiled function that calls this one need not look at it, only at the function
+
     def __init__(self, function: Callable[P, R], debug: bool, enabled: bool, refusals_raise: bool = True) -> None:
         self._function, self._debug, self._refusals_raise = function, debug, refusals_raise
         self._eager_because = "" if enabled else "GRADFLOW_COMPILE=0"

@@ -9,6 +9,7 @@ packages are taken not to change.
 from __future__ import annotations
 
 import dis
+import sys
 import sysconfig
 import types
 from collections import deque
@@ -182,6 +183,7 @@ class Surroundings:
     def _visit_object(self, value: Any, path: str) -> None:
         kind = type(value)
         if _is_librarys(kind) and (kind.__name__.startswith("_") or "_tells_changes" in vars(kind)):
+            self._todo.append((getattr(value, "__wrapped__", None), path))
             return  # the structure version tells
         self._visit_class(kind)
         slots = [name for c in kind.__mro__ for name in _slots(c)]
@@ -216,7 +218,7 @@ class Surroundings:
             if id(c) in self._seen and c is not value:
                 continue
             self._seen[id(c)] = c
-            if _is_users_module(c.__module__):
+            if isinstance(c.__module__, str) and _is_users_module(c.__module__):
                 self._objects.append((c.__qualname__, c, vars(c), set()))
 
     def _visit_function(self, f: types.FunctionType, path: str) -> None:
@@ -401,13 +403,11 @@ def _is_users(filename: str) -> bool:
 
 
 def _is_librarys(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == "gradflow"
+    return str(kind.__module__).partition(".")[0] == "gradflow"
 
 
 @cache
 def _is_users_module(name: str) -> bool:
-    import sys
-
     module = sys.modules.get(name)
     if name in ("builtins", "gradflow") or name.startswith("gradflow."):
         return False
