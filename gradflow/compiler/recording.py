@@ -175,6 +175,10 @@ class Recording(Trace):
         return super()._new(t)
 
     # ------------------------------------------------------------ after the call
+    def met_so_far(self) -> list[tuple[Tensor, Any, Any]]:
+        """The tensors whose memory is bound, with the memory and node they had when they were met."""
+        return [(t, array, node) for reference, array, node in self._met.values() if (t := reference()) is not None]
+
     def written_owners(self) -> set[int]:
         """Ids of what owns the memory that the program writes."""
         return {id(owner) for owner, _, _ in self._written}
@@ -189,7 +193,7 @@ class Recording(Trace):
         results = [self._apart(t, lasting) for t in results]
         self.results = [self._variable(t) for t in results]
         self._leave_gradients(lasting)
-        self.met = [(t, array, node) for r, array, node in self._met.values() if (t := r()) is not None]
+        self.met = self.met_so_far()
         self._variables.clear()
         self._before.clear()
         return results
