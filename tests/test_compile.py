@@ -101,7 +101,7 @@ def compare(
     return fast
 
 
-# --------------------------------------------------------------------------------------------------------- the usual step
+# ------------------------------------------------------------------------------------------------------- the usual step
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": optim.SGD},
     "momentum": {"optimizer": optim.SGD, "momentum": 0.9, "weight_decay": 0.01},
@@ -174,7 +174,7 @@ def test_results_are_fresh_at_every_call() -> None:
     assert w.tolist() == [1.0, 2.0]
 
 
-# ------------------------------------------------------------------------------------------------- arguments and results
+# ------------------------------------------------------------------------------------------------ arguments and results
 class Batch(NamedTuple):
     x: Any
     scale: float
@@ -271,7 +271,7 @@ def test_a_result_that_is_an_argument_or_a_parameter_is_that_object() -> None:
         assert none is None
 
 
-# ------------------------------------------------------------------------------------------------- gradients that persist
+# ----------------------------------------------------------------------------------------------- gradients that persist
 def without_zero(s: Setup) -> Callable[..., Tensor]:
     def step(x: Tensor, t: Tensor) -> Tensor:
         loss = s.loss_fn(s.model(x), t)
@@ -488,7 +488,7 @@ def test_a_gradient_through_a_compiled_function_is_an_error_and_not_zero() -> No
             gf.grad(f)(gf.tensor([1.0, 2.0]))
 
 
-# ------------------------------------------------------------------------------------------------------- more than a step
+# ----------------------------------------------------------------------------------------------------- more than a step
 def test_value_and_grad_hvp_and_penalty_inside() -> None:
     def functions(w: Tensor) -> Callable[[Tensor], Any]:
         def f(x: Tensor) -> Any:
@@ -750,7 +750,7 @@ def test_a_graph_from_before_a_call_notices_what_it_wrote() -> None:
             loss.backward()
 
 
-# ---------------------------------------------------------------------------------------------------- looking into it
+# ------------------------------------------------------------------------------------------------------ looking into it
 def test_explain_source_and_clear() -> None:
     s = Setup()
     step = gf.compile(step_of(s))
@@ -792,7 +792,7 @@ def test_what_cannot_be_compiled_at_all() -> None:
         gf.compile(later)
 
 
-# -------------------------------------------------------------------------------------------------------- drawn programs
+# ------------------------------------------------------------------------------------------------------- drawn programs
 @settings(max_examples=60)
 @given(programs(scalar=True))
 def test_drawn_programs_and_their_gradients(program: Program) -> None:

@@ -1,4 +1,4 @@
-"""`gf.compile`: record a call once, then run it as one program, and record again when something that matters differs."""
+"""`gf.compile`: a call is recorded once, runs as one program, and is recorded again when what matters differs."""
 
 from __future__ import annotations
 

@@ -72,12 +72,6 @@ class Recording(Trace):
         self, primitive: Primitive, operands: tuple[Tensor, ...], settings: dict[str, Any], recording: bool
     ) -> Any:
         """Run one operation and write it down; keep what it is about to overwrite."""
-        if primitive.name == "nonzero_index":
-            raise self.refusal(
-                "a mask as an index",
-                "how many elements it selects, and so the shape of the result, would be that of the first call.",
-                "gf.where(mask, x, y), x * mask, or integer indices that are computed outside",
-            )
         for t in operands[: primitive.writes]:
             self._about_to_write(t)
         return super().apply(primitive, operands, settings, recording)
@@ -96,6 +90,12 @@ class Recording(Trace):
         Raises:
             TracedValueError: a traced value, or more values than can be compared at every call.
         """
+        if how.startswith("the number of elements") and self.traces(tensor):
+            raise self.refusal(
+                "a mask that the function computes, as an index",
+                "how many elements it selects, and so the shape of the result, would be that of the first call.",
+                "gf.where(mask, x, y), x * mask, or indices that are computed outside",
+            )
         super().read(tensor, how)
         if tensor.size > _READABLE:
             raise self.refusal(

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from gradflow import tape
-from gradflow.compiler.surroundings import SIMPLE
 from gradflow.compiler.recording import Recording
+from gradflow.compiler.surroundings import SIMPLE
 from gradflow.errors import TracedValueError, explain
 from gradflow.ops.creation import DTYPES, make_tensor
 from gradflow.tape import Leaf, Node
