@@ -6,6 +6,7 @@ import random
 import threading
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, overload
@@ -51,6 +52,8 @@ class Compiled(Generic[P, R]):
         self._first: set[str] = set()  # places that a recorded call filled for the first time
         self._useless = self._recorded = 0
         self._history: list[str] = []
+        this = weakref.ref(self)
+        self._forgets_dead: Callable[[Any], None] = lambda _: forget_dead(this())
         update_wrapper(self, function, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -139,7 +142,7 @@ class Compiled(Generic[P, R]):
     def _record(self, args: Any, kwargs: Any) -> Any:
         roots = {"self" if isinstance(self._function, types.MethodType) else "function": self._function}
         before = Surroundings(roots, _is_module)
-        signature = Signature(args, kwargs, before.tensors)
+        signature = Signature(args, kwargs, before.tensors, self._forgets_dead)
         if signature.objects:
             roots |= {path: value for value, path in signature.objects}
             before = Surroundings(roots, _is_module)
@@ -153,6 +156,7 @@ class Compiled(Generic[P, R]):
             with using(Mode(mode.recording, recording)):
                 out = self._function(*signature.args, **signature.kwargs)
                 switched = get_mode().recording is not mode.recording
+            recording.check_reads()
         except TracedValueError:
             recording.undo()
             raise
@@ -245,6 +249,17 @@ class Compiled(Generic[P, R]):
     def _warn(self, what: str) -> None:
         name = getattr(self._function, "__qualname__", type(self._function).__name__)
         warnings.warn(f"compiled {name}: {what}. See its explain().", CompileWarning, stacklevel=2)
+
+
+def forget_dead(compiled: Compiled[Any, Any] | None) -> None:
+    """Drop the specialisations for objects that are gone: their parameters go with them."""
+    if compiled is None:
+        return
+    with compiled._lock:
+        kept = [s for s in compiled._specialisations if all(r() is not None for r in s.signature.references)]
+        compiled._specialisations = kept
+        if compiled._latest not in kept:
+            compiled._latest = None
 
 
 def _restored(function: Callable[P, R], debug: bool) -> Compiled[P, R]:

@@ -36,10 +36,19 @@ class Signature:
         leaves: for each argument that is a leaf, what stands for it and the variable that holds its Tensor.
         nodes: the variables that hold Tensors which require grad.
         objects: what was taken by identity, with a path.
+        references: weak ones, to those of them that take such; `on_death` is called when one goes.
         text: in the user's words.
     """
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], reachable: Iterable[int]) -> None:
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        reachable: Iterable[int],
+        on_death: Callable[[Any], None],
+    ) -> None:
+        self.references: list[weakref.ref[Any]] = []
+        self._on_death = on_death
         self.lines: list[str] = []
         self.scope: dict[str, Any] = {"Tensor": Tensor, "Node": Node, "Leaf": Leaf, "ndarray": np.ndarray}
         self.tensors: list[Tensor] = []
@@ -61,6 +70,14 @@ class Signature:
             for _, other in self.leaves[:i]:
                 self._refuse_unless(f"{one} is not {other}")
         self.text = ", ".join(shown)
+
+    def release(self) -> None:
+        """Let go of the arguments and of what stood for them."""
+        self.args, self.kwargs = (), {}
+        self._given.clear()
+        self.tensors.clear()
+        self.gradients.clear()
+        self.objects.clear()
 
     def source_of_gradients(self) -> list[str]:
         """Expressions of the gradients that leaves among the arguments come with."""
@@ -135,7 +152,8 @@ class Signature:
 
     def _take_object(self, value: Any, name: str, shown: list[str]) -> Any:
         try:
-            self._refuse_unless(f"{self._constant(weakref.ref(value))}() is {name}")
+            self.references.append(weakref.ref(value, self._on_death))
+            self._refuse_unless(f"{self._constant(self.references[-1])}() is {name}")
         except TypeError:
             self._refuse_unless(f"{name} is {self._constant(value)}")
         self.objects.append((value, f"<{type(value).__name__}>"))

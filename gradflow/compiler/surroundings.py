@@ -114,6 +114,7 @@ class Surroundings:
         self.tensors: dict[int, tuple[Tensor, str]] = {}
         self.generators: list[np.random.Generator] = []
         self.librarys: set[int] = set()
+        self._attributes: set[int] = set()  # ids of the containers that are attributes of an object
         self._is_module = is_module
         self._names: set[str] = {"training"}
         self._dynamic = False
@@ -195,6 +196,7 @@ class Surroundings:
             return
         if self._is_module(value) or _is_librarys(kind):
             self.containers.append((path, attributes, attributes.copy()))
+            self._attributes.add(id(attributes))
             looked_into = {name for name, item in attributes.items() if self._matters(value, item)}
             self._todo += [(attributes[name], f"{path}.{name}") for name in attributes if name in looked_into]
             if _is_librarys(kind):
@@ -260,7 +262,7 @@ class Surroundings:
             if not same(now, value):
                 yield Change(path, _last_name(path), value, now)
         for path, live, copy in self.containers:
-            for change in _differences(path, live, copy):
+            for change in _differences(path, live, copy, id(live) in self._attributes):
                 if id(live) not in self._loose or change.name in self._names or not _is_log(change):
                     yield change
         for path, attributes, count in self.sizes:
@@ -274,6 +276,11 @@ class Surroundings:
         self.entries = [e._replace(value=e.holder[e.key]) for e in self.entries]
         self.containers = [(path, live, live.copy()) for path, live, _ in self.containers]
         self.sizes = [(path, attributes, len(attributes)) for path, attributes, _ in self.sizes]
+
+    def release(self) -> None:
+        """Let go of the objects that were only passed on the way; `reaches` is answered no more."""
+        self._seen.clear()
+        self._objects.clear()
 
     def lines_about(self, name: str) -> list[str]:
         """Where the user's code changes or uses something of this name, as "file:line"."""
@@ -320,9 +327,8 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and type(a) in SIMPLE and repr(a) == repr(b)
 
 
-def _differences(path: str, live: Any, copy: Any) -> Iterator[Change]:
+def _differences(path: str, live: Any, copy: Any, is_attributes: bool) -> Iterator[Change]:
     if isinstance(live, dict):
-        is_attributes = not path.endswith("]") and all(isinstance(key, str) and key.isidentifier() for key in copy)
         for key in dict.fromkeys([*copy, *live]):
             old, new = copy.get(key, MISSING), live.get(key, MISSING)
             if not same(old, new):
