@@ -809,3 +809,72 @@ def test_drawn_programs_and_their_gradients(program: Program) -> None:
         for g, w in zip(gradients, wanted, strict=True):
             np.testing.assert_allclose(np.array(g), np.array(w), rtol=1e-9, atol=1e-9)
     assert count(compiled) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- debugging
+class Wrong:
+    """A program that computes one thing too much."""
+
+    contiguous = False
+
+    def __init__(self, program: Any, spoil: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
+        self.program, self.spoil = program, spoil
+
+    def __call__(self, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self.spoil(self.program(arrays))
+
+    def describe(self) -> str:
+        return "wrong"
+
+    def source(self) -> str:
+        return "wrong"
+
+
+def test_debugging_finds_nothing_where_all_is_right() -> None:
+    for make in (step_of, without_zero):
+        eager, compiled = Setup(), Setup()
+        plain, fast = make(eager), gf.compile(make(compiled), debug=True)
+        for i, (x, t) in enumerate(BATCHES):
+            gf.manual_seed(i)
+            expected = plain(gf.tensor(x), gf.tensor(t))
+            gf.manual_seed(i)
+            same(fast(x, t), expected)
+            same_states(eager, compiled)
+        assert "checked against the function" in fast.explain()
+
+    @gf.compile(debug=True)
+    def draws(x: Tensor) -> Any:
+        loss = (x * gf.random.normal(x.shape)).sum()
+        loss.backward()
+        return {"loss": loss, "x": x}
+
+    gf.manual_seed(0)
+    drawn = [draws(gf.ones(2, requires_grad=True))["loss"].item() for _ in range(5)]
+    gf.manual_seed(0)
+    np.testing.assert_allclose(drawn, [gf.random.normal(2).numpy().sum() for _ in range(5)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["result", "state", "gradient"])
+def test_debugging_names_what_differs(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradflow.compiler import compiled as module
+
+    s = Setup()
+    real = module.make_program
+
+    def spoil(results: tuple[Any, ...]) -> tuple[Any, ...]:
+        if what == "result":
+            return (results[0] + 1,)
+        with gf.no_grad():
+            (s.model[0].weight if what == "state" else s.model[0].weight.grad)[1, 2] = 100.0
+        return results
+
+    monkeypatch.setattr(module, "make_program", lambda trace, xp: Wrong(real(trace, xp), spoil))
+    step = gf.compile(step_of(s), debug=True)
+    step(*BATCHES[0])
+    with pytest.raises(errors.CompilationError) as caught:
+        step(*BATCHES[1])
+    assert {"result": "result 0", "state": "s.model.0.weight", "gradient": "the gradient of s.model.0.weight"}[
+        what
+    ] in (text(caught))
+    if what != "result":
+        assert "at (1, 2) it is 100.0" in text(caught)

@@ -15,7 +15,8 @@ import numpy as np
 
 from gradflow import config, structure
 from gradflow.arguments import flag, not_async, wrong_kind
-from gradflow.compiler.program import make_program, own
+from gradflow.compiler.debug import Checked
+from gradflow.compiler.program import Program, make_program, own
 from gradflow.compiler.recording import Recording
 from gradflow.compiler.signature import Results, Signature, as_recorded
 from gradflow.compiler.specialisation import NO, Specialisation
@@ -51,7 +52,7 @@ class Compiled(Generic[P, R]):
         self._lock = threading.RLock()
         self._first: set[str] = set()  # places that a recorded call filled for the first time
         self._useless = self._recorded = 0
-        self._history: list[str] = []
+        self._arguments: tuple[Any, Any] = ((), {})
         this = weakref.ref(self)
         self._forgets_dead: Callable[[Any], None] = lambda _: forget_dead(this())
         update_wrapper(self, function, updated=())
@@ -123,10 +124,12 @@ class Compiled(Generic[P, R]):
 
     # ------------------------------------------------------------ choosing and recording
     def _find_or_record(self, args: Any, kwargs: Any) -> Any:
+        if self._debug:
+            self._arguments = args, kwargs
         for found in self._specialisations:
             found.reason = ""
             if (out := found.call(args, kwargs)) is not NO:
-                self._latest = found
+                self._latest = None if self._debug else found
                 return out
         if any(found.reason.startswith("arguments share memory") for found in self._specialisations):
             return self.eager(args, kwargs)
@@ -173,8 +176,13 @@ class Compiled(Generic[P, R]):
         computed = recording.finish(computed)
         xp = recording._xp or namespace()
         first = own([t._data for t in computed], [*state, *recording.bound.values()], xp)
-        found = Specialisation(signature, results, recording, after, make_program(recording, xp), mode, self._lock)
+        program = make_program(recording, xp)
+        if self._debug:
+            program = self._checked(program, recording, after, known)
+        found = Specialisation(signature, results, recording, after, program, mode, self._lock)
         result = found.call(args, kwargs, first)
+        if not self._debug:
+            found.release()
         structure.changed()
         refusal = self._refusal(before, changes, switched, dtype, noise)
         if refusal is not None:
@@ -182,6 +190,21 @@ class Compiled(Generic[P, R]):
             raise refusal
         self._keep(found, changes)
         return result
+
+    def _checked(
+        self, program: Program, recording: Recording, seen: Surroundings, known: Callable[[Any], bool]
+    ) -> Program:
+        """The program with a check against the function in its first calls."""
+        names = {id(t._data): path for t, path in seen.tensors.values()}
+        names |= {id(t._node): path for t, path in seen.tensors.values() if t._node is not None}
+
+        def again() -> Signature:
+            return Signature(*self._arguments, seen.tensors, self._forgets_dead)
+
+        def name_of(what: Any) -> str:
+            return names.get(id(what), f"a state of shape {what.shape}")
+
+        return Checked(program, recording, again, self._function, known, name_of)
 
     def _end_leaves(self, recording: Recording, signature: Signature) -> list[Tensor]:
         """The gradients that leaves among the arguments end with, where the program has to compute them."""
@@ -231,7 +254,7 @@ class Compiled(Generic[P, R]):
         self._useless = 0
         self._recorded += 1
         self._specialisations = [found, *(s for s in self._specialisations if not _useless(s))][:_MOST]
-        self._latest = found
+        self._latest = None if self._debug else found
         if self._recorded == _MANY:
             self._warn(f"it has been compiled {_MANY} times, the last time because of {found.why}")
 

@@ -61,8 +61,11 @@ class Specialisation:
         self._fill_places()
         exec(compile(self.guard_source, "<gradflow compiled call>", "exec"), self._scope)
         self.call = self._scope.pop("call")
-        signature.release()
-        surroundings.release()
+
+    def release(self) -> None:
+        """Let go of the recorded call's arguments, and of what was met on the way."""
+        self.signature.release()
+        self.surroundings.release()
 
     # ------------------------------------------------------------ the generated check
     def _source(self, results: Results, lock: Any) -> str:
