@@ -40,12 +40,15 @@ class CompileWarning(UserWarning):
 
 
 class Compiled(Generic[P, R]):
-    """A function that runs as a program; made by `compile`."""
+    """A function that runs as a program; made by `compile`.
+
+    A `modest` one never refuses: where `compile` would raise or warn, it runs eagerly from then on and logs a line.
+    """
 
     _tells_changes = True  # another compiled function that calls this one need not look at it, only at the function
 
-    def __init__(self, function: Callable[P, R], debug: bool, enabled: bool, refusals_raise: bool = True) -> None:
-        self._function, self._debug, self._refusals_raise = function, debug, refusals_raise
+    def __init__(self, function: Callable[P, R], debug: bool, enabled: bool, modest: bool = False) -> None:
+        self._function, self._debug, self._modest = function, debug, modest
         self._eager_because = "" if enabled else "GRADFLOW_COMPILE=0"
         self._specialisations: list[Specialisation] = []
         self._latest: Specialisation | None = None
@@ -78,7 +81,7 @@ class Compiled(Generic[P, R]):
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled[P, R]:
         from copy import deepcopy
 
-        return Compiled(deepcopy(self._function, memo), self._debug, not self._eager_because, self._refusals_raise)
+        return Compiled(deepcopy(self._function, memo), self._debug, not self._eager_because, self._modest)
 
     def __reduce__(self) -> Any:
         return _restored, (self._function, self._debug)
@@ -90,6 +93,8 @@ class Compiled(Generic[P, R]):
     # ------------------------------------------------------------ for users
     def eager(self, args: Any, kwargs: Any) -> R:
         """Run the function itself; it gets NumPy arrays as Tensors, as when it is recorded."""
+        if self._modest:
+            return self._function(*args, **kwargs)
         return self._function(*as_recorded(args), **as_recorded(kwargs))
 
     def explain(self) -> str:
@@ -136,9 +141,9 @@ class Compiled(Generic[P, R]):
         try:
             return self._record(args, kwargs)
         except TracedValueError as error:
-            if self._refusals_raise:
+            if not self._modest:
                 raise
-            self._eager_because, self._latest = str(error).partition("\n")[0], None
+            self._give_up(str(error).partition("\n")[0])
             done = vars(error).pop("_result", NO)
             return self.eager(args, kwargs) if done is NO else done
 
@@ -247,15 +252,15 @@ class Compiled(Generic[P, R]):
         if reason:
             self._useless += 1
             if self._useless >= _TRIES and not changes:
-                self._eager_because = f"every call changes what it depends on: {reason}"
-                self._latest = None
-                self._warn(f"{self._eager_because}; it runs eagerly from now on")
+                self._give_up(f"every call changes what it depends on: {reason}")
             return
         self._useless = 0
         self._recorded += 1
         self._specialisations = [found, *(s for s in self._specialisations if not _useless(s))][:_MOST]
         self._latest = None if self._debug else found
-        if self._recorded == _MANY:
+        if self._recorded == _MANY and self._modest:
+            self._give_up(f"{_MANY} recorded calls were not enough, the last time because of {found.why}")
+        elif self._recorded == _MANY:
             self._warn(f"it has been compiled {_MANY} times, the last time because of {found.why}")
 
     def _why(self, found: Specialisation) -> str:
@@ -268,6 +273,16 @@ class Compiled(Generic[P, R]):
         if other.mode is not found.mode:
             return "another grad mode"
         return f"other arguments: ({found.signature.text}) and not ({other.signature.text})"
+
+    def _give_up(self, why: str) -> None:
+        """Run eagerly from now on, and say so."""
+        self._eager_because, self._latest = why, None
+        if not self._modest:
+            self._warn(f"{why}; it runs eagerly from now on")
+            return
+        import logging
+
+        logging.getLogger("gradflow").info("%s runs eagerly: %s", self._function.__name__, why)
 
     def _warn(self, what: str) -> None:
         name = getattr(self._function, "__qualname__", type(self._function).__name__)
@@ -312,6 +327,11 @@ def _noise(surroundings: Surroundings) -> tuple[Any, ...]:
     states: list[Any] = [np.random.get_state(legacy=False)]  # noqa: NPY002
     states += [generator.bit_generator.state for generator in surroundings.generators]
     return random.getstate(), repr(states)
+
+
+def compiled_where_safe(function: Callable[P, R]) -> Compiled[P, R]:
+    """A function that is compiled if it can be, and runs eagerly otherwise, with a line in the log."""
+    return Compiled(function, False, config.env_flag("GRADFLOW_COMPILE", default=True), modest=True)
 
 
 @overload
