@@ -42,12 +42,12 @@ __array_api_version__ = _API_VERSIONS[-1]
 
 __all__ = [
     "Parameter", "Tensor", "__array_api_version__", "__array_namespace_info__", "__version__", "backends", "bool",
-    "compile", "compiler", "custom_vjp", "data", "datasets", "defimpl", "defvjp", "detect_anomaly", "e", "enable_grad", "float32",
-    "float64", "functional_call", "get_backend", "get_default_dtype", "get_num_threads", "grad", "hessian", "hvp",
-    "inf", "int8", "int16", "int32", "int64", "is_grad_enabled", "jacobian", "jvp", "load", "nan", "newaxis", "nn",
-    "no_grad", "ops", "optim", "pi", "primitive", "save", "set_backend", "set_default_dtype", "set_grad_enabled",
-    "set_num_threads", "training", "transforms", "uint8", "uint16", "uint32", "uint64", "use_backend", "value_and_grad",
-    "vjp",
+    "compile", "compiler", "custom_vjp", "data", "datasets", "defimpl", "defvjp", "detect_anomaly", "e",
+    "enable_grad", "float32", "float64", "functional_call", "get_backend", "get_default_dtype", "get_num_threads",
+    "grad", "hessian", "hvp", "inf", "int16", "int32", "int64", "int8", "is_grad_enabled", "jacobian", "jvp", "load",
+    "nan", "newaxis", "nn", "no_grad", "ops", "optim", "pi", "primitive", "save", "set_backend", "set_default_dtype",
+    "set_grad_enabled", "set_num_threads", "training", "transforms", "uint16", "uint32", "uint64", "uint8",
+    "use_backend", "value_and_grad", "vjp",
 ]  # fmt: skip
 __all__ += ops.__all__
 

@@ -78,6 +78,10 @@ class TracedValueError(GradflowError, TypeError):
     """A value that is not known while a step is being traced was asked for."""
 
 
+class CompilationError(GradflowError, RuntimeError):
+    """A compiled function that does not do what the function does, found by `gf.compile(f, debug=True)`."""
+
+
 class StateDictError(GradflowError, ValueError):
     """A state dict that does not match its model; nothing was loaded."""
 

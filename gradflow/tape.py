@@ -203,11 +203,16 @@ class _Outside:
         return _compiled
 
 
-def edge_node(shape: tuple[int, ...], dtype: Any) -> Node:
-    """A node that says "this requires grad" and refuses to go back further: the edge of a compiled function."""
+def edge_node(shape: tuple[int, ...], dtype: Any, hidden: Iterable[Any] = ()) -> Node:
+    """A node that says "this requires grad" and refuses to go back further: the edge of a compiled function.
+
+    Args:
+        shape, dtype: of the value.
+        hidden: what it may have been computed from; a gradient with respect to these is refused and not 0.
+    """
     node = Node()
     node.seq, node.primitive, node.shape, node.dtype = tick(), _Outside(), shape, dtype
-    node.edges = ((_EDGE, _compiled, ()),)
+    node.edges = ((_EDGE, _compiled, ()), *((other, _compiled, ()) for other in hidden))
     return node
 
 

@@ -12,6 +12,8 @@ from typing import Any, final
 import numpy as np
 
 from gradflow.arguments import flag, shown, wrong_kind
+from gradflow.compiler import compile as compiled
+from gradflow.compiler import compiled_where_safe
 from gradflow.data import TensorDataset
 from gradflow.errors import ArgumentError, DTypeError, GradflowError, MissingDependencyError, ShapeError, explain
 from gradflow.nn import Module
@@ -131,6 +133,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     callback: Callable[[History], object] | None = None,
     progress: bool | None = None,
+    compile: bool | None = None,
 ) -> History:
     """Train a model: for every batch, loss_fn(model(*inputs), target), its gradient, and a step of the optimizer.
 
@@ -155,6 +158,8 @@ def fit(
             all after every such epoch: ``model.load_state_dict(gf.load(checkpoint))``.
         callback: called with the `History` after every epoch; training stops if it returns True.
         progress: a progress bar: True demands one, None shows one if tqdm is installed, False shows none.
+        compile: whether a step runs as one program (`gf.compile`): None compiles it if it can be, and otherwise runs it
+            eagerly and logs a line; True raises what stands against it; False runs it eagerly.
 
     Returns:
         What was measured; ``history.stopped`` says why training ended.
@@ -180,8 +185,10 @@ def fit(
     _check_arguments(model, loss_fn, optimizer, epochs, validation, metrics, monitor, patience, callback)
     restore_best = flag("fit", "restore_best", restore_best)
     progress = None if progress is None else flag("fit", "progress", progress)
+    compile = None if compile is None else flag("fit", "compile", compile)
     _check_iterables(epochs, train=train, validation=validation)
     _check_checkpoint(checkpoint)
+    step, forward = _steps(model, loss_fn, optimizer, compile)
     history = History(monitor)
     best = model.state_dict()
     steps = len(train) * epochs if isinstance(train, Sized) else None
@@ -191,16 +198,12 @@ def fit(
                 started = looked = perf_counter()
                 losses = _Mean()
                 for inputs, target, rows in _unpacked(train, "fit"):
-                    loss = loss_fn(model(*inputs), target)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    losses.add(loss.detach(), rows)
+                    losses.add(step(inputs, target), rows)
                     if (now := perf_counter()) - looked > _REFRESH:
                         looked = now
                         look(losses, epoch, epochs, history)
                 look(losses, epoch, epochs, history)
-                scores = {} if validation is None else evaluate(model, loss_fn, validation, metrics)
+                scores = {} if validation is None else _evaluate(model, forward, loss_fn, validation, metrics)
                 if not math.isfinite(scores.get("loss", 0.0)):
                     raise _non_finite(f"the validation loss was {scores['loss']} after epoch {epoch}.", history)
                 history.append(losses.read(), scores, perf_counter() - started)
@@ -254,11 +257,21 @@ def evaluate(
         raise wrong_kind("evaluate", "loss_fn", loss_fn, "it is a function of (output, target).", fix)
     _check_metrics("evaluate", metrics)
     _check_batches("evaluate", "batches", batches)
+    return _evaluate(model, lambda inputs: model(*inputs), loss_fn, batches, metrics)
+
+
+def _evaluate(
+    model: Module,
+    forward: Callable[[Sequence[Any]], Any],
+    loss_fn: Callable[[Any, Any], Tensor],
+    batches: Batches,
+    metrics: Mapping[str, Metric] | None,
+) -> dict[str, float]:
     functions: dict[str, Metric] = {"loss": loss_fn, **(metrics or {})}
     means = {name: _Mean() for name in functions}
     with _in_mode(model, training=False), no_grad():
         for inputs, target, rows in _unpacked(batches, "evaluate"):
-            output = model(*inputs)
+            output = forward(inputs)
             for name, function in functions.items():
                 means[name].add(function(output, target), rows)
     return {name: found.read() for name, found in means.items()}
@@ -297,6 +310,26 @@ def accuracy(logits: Operand, target: Operand) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------- what the loop uses
+def _steps(
+    model: Module, loss_fn: Callable[[Any, Any], Tensor], optimizer: Optimizer, compile: bool | None
+) -> tuple[Callable[[Sequence[Any], Any], Tensor], Callable[[Sequence[Any]], Any]]:
+    """A training step on (inputs, target), which returns the loss, and the forward pass; compiled or not."""
+
+    def step(inputs: Sequence[Any], target: Any) -> Tensor:
+        loss = loss_fn(model(*inputs), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    def forward(inputs: Sequence[Any]) -> Any:
+        return model(*inputs)
+
+    if compile is False:
+        return step, forward
+    return compiled(step) if compile else compiled_where_safe(step), compiled_where_safe(forward)
+
+
 class _Mean:
     """A mean over examples of values that each stand for a batch; they stay on the device until it is read."""
 

@@ -197,6 +197,7 @@ def test_the_table_has_every_class_of_error() -> None:
     elsewhere = {
         "BackendUnavailableError": "test_backend_choice",  # needs a plug-in that cannot be used
         "DataError": "test_datasets",  # needs a file of MNIST
+        "CompilationError": "test_compile",  # a compiler that is wrong, and no argument
         "AnomalyError": "test_anomaly",  # a number, not an argument, that went wrong
         "GradflowError": "the base",
         **dict.fromkeys(vars(testing)["__all__"], "test_testing"),  # a check that fails is no bad input

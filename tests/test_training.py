@@ -16,7 +16,14 @@ import pytest
 import gradflow as gf
 from gradflow import nn, optim
 from gradflow.data import DataLoader, TensorDataset
-from gradflow.errors import ArgumentError, DTypeError, GradflowError, MissingDependencyError, ShapeError
+from gradflow.errors import (
+    ArgumentError,
+    DTypeError,
+    GradflowError,
+    MissingDependencyError,
+    ShapeError,
+    TracedValueError,
+)
 from gradflow.training import History, NonFiniteLossError, accuracy, evaluate, fit
 
 Batch = tuple[gf.Tensor, gf.Tensor]
@@ -54,7 +61,8 @@ def weights(model: nn.Module) -> list[float]:
 
 
 # ------------------------------------------------------------------------------------------------------------ the steps
-def test_the_steps_are_those_of_the_loop_written_out() -> None:
+@pytest.mark.parametrize("compile", [False, True, None])
+def test_the_steps_are_those_of_the_loop_written_out(compile: bool | None) -> None:
     gf.manual_seed(0)
     x = gf.random.normal((20, 3)).numpy()
     data = TensorDataset(x, x[:, :1] * 2)
@@ -75,10 +83,71 @@ def test_the_steps_are_those_of_the_loop_written_out() -> None:
                     total += loss.item() * len(b)
                 losses.append(total / 20)
         else:
-            losses.append(fit(model, gf.mse_loss, optimizer, loader, epochs=3, progress=False).train_loss)
+            history = fit(model, gf.mse_loss, optimizer, loader, epochs=3, progress=False, compile=compile)
+            losses.append(history.train_loss)
         states.append(weights(model))
-    assert losses[:3] == pytest.approx(losses[3], rel=1e-12)
-    assert states[0] == states[1]
+    if compile is False:
+        assert losses[:3] == pytest.approx(losses[3], rel=1e-12)
+        assert states[0] == states[1]
+    else:  # the same sums in another order
+        assert losses[:3] == pytest.approx(losses[3], rel=1e-5)
+        assert states[0] == pytest.approx(states[1], rel=1e-4, abs=1e-6)
+
+
+class Reads(nn.Module):
+    """Reads a value in Python, which no program can."""
+
+    def __init__(self) -> None:
+        gf.manual_seed(0)
+        self.layer, self.mean = nn.Linear(1, 1), nn.Buffer(gf.zeros(1))
+
+    def forward(self, x: gf.Tensor) -> gf.Tensor:
+        with gf.no_grad():
+            self.mean += x.mean(axis=0)
+        noise = gf.random.normal(x.shape)
+        return self.layer(x + noise) * (2 if x.sum().item() > 0 else 1)
+
+
+class Counts(Reads):
+    """Has an effect beside its result."""
+
+    calls = 0
+
+    def forward(self, x: gf.Tensor) -> gf.Tensor:
+        self.calls += 1
+        return self.layer(x)
+
+
+class Ragged(Reads):
+    """Is compiled anew for every batch."""
+
+    def forward(self, x: gf.Tensor) -> gf.Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("kind", [Reads, Counts, Ragged])
+def test_a_model_that_cannot_be_compiled_runs_eagerly_and_a_line_says_so(
+    kind: type[nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    train = [(np.full((n, 1), n, np.float32), np.full((n, 1), 2 * n, np.float32)) for n in range(1, 12)]
+    states = []
+    for compile in (False, None):
+        model = kind()
+        with caplog.at_level("INFO", "gradflow"):
+            fit(model, nn.MSELoss(), optim.Adam(model.parameters()), train, epochs=2, progress=False, compile=compile)
+        states.append([*weights(model), *(float(v) for v in model.mean.tolist()), getattr(model, "calls", 0)])
+        assert len(caplog.records) == (compile is None)
+    assert states[0] == pytest.approx(states[1], rel=1e-4, abs=1e-6)
+    assert "step runs eagerly: " in caplog.text
+    if kind is not Ragged:
+        with pytest.raises(TracedValueError):
+            fit(kind(), nn.MSELoss(), optim.Adam(model.parameters()), train, epochs=1, progress=False, compile=True)
+
+
+def test_the_environment_switches_compiling_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADFLOW_COMPILE", "0")
+    model = Reads()
+    assert len(run(model, [(np.ones((2, 1), np.float32), np.ones((2, 1), np.float32))], compile=True)) == 3
 
 
 def test_each_batch_counts_as_its_number_of_examples() -> None:

@@ -572,12 +572,24 @@ def test_the_watch_sees_what_goes_past_the_equations(stand_in: StandIn) -> None:
     assert len(made) == 1
 
 
-def poison(recorded: Trace) -> int:
+class Keeping(Trace):
+    """A trace that keeps every array that it met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: list[Any] = []
+
+    def _new(self, t: Tensor) -> int:
+        self.alive.append(t._data)
+        return super()._new(t)
+
+
+def poison(recorded: Keeping) -> int:
     """Overwrite every array that an equation computed, but for views of what is bound or given."""
-    kept = [*recorded.bound.values(), *(recorded._alive[v] for v in recorded.arguments)]
+    kept = [*recorded.bound.values(), *(recorded.alive[v] for v in recorded.arguments)]
     count = 0
     for variable in recorded._computed:
-        array = recorded._alive[variable]
+        array = recorded.alive[variable]
         if any(np.may_share_memory(array, other) for other in kept):
             continue
         if array.flags.writeable:
@@ -594,7 +606,8 @@ def test_a_replay_reads_no_intermediate_value_of_the_traced_run(kind: str, optim
     for case in (eager, replayed):
         case.step(*batches[0])
     eager.step(*batches[1])
-    _, recorded = trace(replayed.step, *batches[1])
+    recorded = Keeping()
+    recorded.run(replayed.step, batches[1])
     assert poison(recorded) >= 8
     for batch in batches[2:]:
         loss = eager.step(*batch)
@@ -610,9 +623,10 @@ def test_poison_finds_a_value_that_was_baked_in() -> None:
         baked._data = squared._data.view()  # another array object over the same memory: a constant to the trace
         return x + baked
 
-    _, recorded = trace(leaky, gf.tensor([1.0, 2.0]))
+    recorded = Keeping()
+    recorded.run(leaky, (gf.tensor([1.0, 2.0]),))
     for variable in recorded._computed:
-        recorded._alive[variable][...] = np.nan
+        recorded.alive[variable][...] = np.nan
     assert np.isnan(recorded.replay(gf.tensor([3.0, 4.0]))[0].numpy()).all()
 
 

@@ -1,4 +1,4 @@
-"""`gf.compile`: record a call once, then run it as one program, and record again when something that matters differs."""
+"""`gf.compile`: a call is recorded once, runs as one program, and is recorded again when what matters differs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import threading
 import types
 import warnings
+import weakref
 from collections.abc import Callable
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeVar, overload
@@ -14,7 +15,8 @@ import numpy as np
 
 from gradflow import config, structure
 from gradflow.arguments import flag, not_async, wrong_kind
-from gradflow.compiler.program import make_program, own
+from gradflow.compiler.debug import Checked
+from gradflow.compiler.program import Program, make_program, own
 from gradflow.compiler.recording import Recording
 from gradflow.compiler.signature import Results, Signature, as_recorded
 from gradflow.compiler.specialisation import NO, Specialisation
@@ -38,17 +40,24 @@ class CompileWarning(UserWarning):
 
 
 class Compiled(Generic[P, R]):
-    """A function that runs as a program; made by `compile`."""
+    """A function that runs as a program; made by `compile`.
 
-    def __init__(self, function: Callable[P, R], debug: bool, enabled: bool, refusals_raise: bool = True) -> None:
-        self._function, self._debug, self._refusals_raise = function, debug, refusals_raise
+    A `modest` one never refuses: where `compile` would raise or warn, it runs eagerly from then on and logs a line.
+    """
+
+    _tells_changes = True  # another compiled function that calls this one need not look at it, only at the function
+
+    def __init__(self, function: Callable[P, R], debug: bool, enabled: bool, modest: bool = False) -> None:
+        self._function, self._debug, self._modest = function, debug, modest
         self._eager_because = "" if enabled else "GRADFLOW_COMPILE=0"
         self._specialisations: list[Specialisation] = []
         self._latest: Specialisation | None = None
         self._lock = threading.RLock()
         self._first: set[str] = set()  # places that a recorded call filled for the first time
         self._useless = self._recorded = 0
-        self._history: list[str] = []
+        self._arguments: tuple[Any, Any] = ((), {})
+        this = weakref.ref(self)
+        self._forgets_dead: Callable[[Any], None] = lambda _: forget_dead(this())
         update_wrapper(self, function, updated=())
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -72,7 +81,7 @@ class Compiled(Generic[P, R]):
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled[P, R]:
         from copy import deepcopy
 
-        return Compiled(deepcopy(self._function, memo), self._debug, not self._eager_because, self._refusals_raise)
+        return Compiled(deepcopy(self._function, memo), self._debug, not self._eager_because, self._modest)
 
     def __reduce__(self) -> Any:
         return _restored, (self._function, self._debug)
@@ -84,6 +93,8 @@ class Compiled(Generic[P, R]):
     # ------------------------------------------------------------ for users
     def eager(self, args: Any, kwargs: Any) -> R:
         """Run the function itself; it gets NumPy arrays as Tensors, as when it is recorded."""
+        if self._modest:
+            return self._function(*args, **kwargs)
         return self._function(*as_recorded(args), **as_recorded(kwargs))
 
     def explain(self) -> str:
@@ -118,26 +129,28 @@ class Compiled(Generic[P, R]):
 
     # ------------------------------------------------------------ choosing and recording
     def _find_or_record(self, args: Any, kwargs: Any) -> Any:
+        if self._debug:
+            self._arguments = args, kwargs
         for found in self._specialisations:
             found.reason = ""
             if (out := found.call(args, kwargs)) is not NO:
-                self._latest = found
+                self._latest = None if self._debug else found
                 return out
         if any(found.reason.startswith("arguments share memory") for found in self._specialisations):
             return self.eager(args, kwargs)
         try:
             return self._record(args, kwargs)
         except TracedValueError as error:
-            if self._refusals_raise:
+            if not self._modest:
                 raise
-            self._eager_because, self._latest = str(error).partition("\n")[0], None
+            self._give_up(str(error).partition("\n")[0])
             done = vars(error).pop("_result", NO)
             return self.eager(args, kwargs) if done is NO else done
 
     def _record(self, args: Any, kwargs: Any) -> Any:
         roots = {"self" if isinstance(self._function, types.MethodType) else "function": self._function}
         before = Surroundings(roots, _is_module)
-        signature = Signature(args, kwargs, before.tensors)
+        signature = Signature(args, kwargs, before.tensors, self._forgets_dead)
         if signature.objects:
             roots |= {path: value for value, path in signature.objects}
             before = Surroundings(roots, _is_module)
@@ -151,6 +164,7 @@ class Compiled(Generic[P, R]):
             with using(Mode(mode.recording, recording)):
                 out = self._function(*signature.args, **signature.kwargs)
                 switched = get_mode().recording is not mode.recording
+            recording.check_reads()
         except TracedValueError:
             recording.undo()
             raise
@@ -164,11 +178,16 @@ class Compiled(Generic[P, R]):
         hidden = self._end_leaves(recording, signature)
         computed = [*results.tensors, *hidden]
         state = [*recording.bound.values(), *(t._data for t in signature.tensors)]
-        recording.finish(computed)
+        computed = recording.finish(computed)
         xp = recording._xp or namespace()
         first = own([t._data for t in computed], [*state, *recording.bound.values()], xp)
-        found = Specialisation(signature, results, recording, after, make_program(recording, xp), mode, self._lock)
+        program = make_program(recording, xp)
+        if self._debug:
+            program = self._checked(program, recording, after, known)
+        found = Specialisation(signature, results, recording, after, program, mode, self._lock)
         result = found.call(args, kwargs, first)
+        if not self._debug:
+            found.release()
         structure.changed()
         refusal = self._refusal(before, changes, switched, dtype, noise)
         if refusal is not None:
@@ -176,6 +195,21 @@ class Compiled(Generic[P, R]):
             raise refusal
         self._keep(found, changes)
         return result
+
+    def _checked(
+        self, program: Program, recording: Recording, seen: Surroundings, known: Callable[[Any], bool]
+    ) -> Program:
+        """The program with a check against the function in its first calls."""
+        names = {id(t._data): path for t, path in seen.tensors.values()}
+        names |= {id(t._node): path for t, path in seen.tensors.values() if t._node is not None}
+
+        def again() -> Signature:
+            return Signature(*self._arguments, seen.tensors, self._forgets_dead)
+
+        def name_of(what: Any) -> str:
+            return names.get(id(what), f"a state of shape {what.shape}")
+
+        return Checked(program, recording, again, self._function, known, name_of)
 
     def _end_leaves(self, recording: Recording, signature: Signature) -> list[Tensor]:
         """The gradients that leaves among the arguments end with, where the program has to compute them."""
@@ -218,15 +252,15 @@ class Compiled(Generic[P, R]):
         if reason:
             self._useless += 1
             if self._useless >= _TRIES and not changes:
-                self._eager_because = f"every call changes what it depends on: {reason}"
-                self._latest = None
-                self._warn(f"{self._eager_because}; it runs eagerly from now on")
+                self._give_up(f"every call changes what it depends on: {reason}")
             return
         self._useless = 0
         self._recorded += 1
         self._specialisations = [found, *(s for s in self._specialisations if not _useless(s))][:_MOST]
-        self._latest = found
-        if self._recorded == _MANY:
+        self._latest = None if self._debug else found
+        if self._recorded == _MANY and self._modest:
+            self._give_up(f"{_MANY} recorded calls were not enough, the last time because of {found.why}")
+        elif self._recorded == _MANY:
             self._warn(f"it has been compiled {_MANY} times, the last time because of {found.why}")
 
     def _why(self, found: Specialisation) -> str:
@@ -240,9 +274,30 @@ class Compiled(Generic[P, R]):
             return "another grad mode"
         return f"other arguments: ({found.signature.text}) and not ({other.signature.text})"
 
+    def _give_up(self, why: str) -> None:
+        """Run eagerly from now on, and say so."""
+        self._eager_because, self._latest = why, None
+        if not self._modest:
+            self._warn(f"{why}; it runs eagerly from now on")
+            return
+        import logging
+
+        logging.getLogger("gradflow").info("%s runs eagerly: %s", self._function.__name__, why)
+
     def _warn(self, what: str) -> None:
         name = getattr(self._function, "__qualname__", type(self._function).__name__)
         warnings.warn(f"compiled {name}: {what}. See its explain().", CompileWarning, stacklevel=2)
+
+
+def forget_dead(compiled: Compiled[Any, Any] | None) -> None:
+    """Drop the specialisations for objects that are gone: their parameters go with them."""
+    if compiled is None:
+        return
+    with compiled._lock:
+        kept = [s for s in compiled._specialisations if all(r() is not None for r in s.signature.references)]
+        compiled._specialisations = kept
+        if compiled._latest not in kept:
+            compiled._latest = None
 
 
 def _restored(function: Callable[P, R], debug: bool) -> Compiled[P, R]:
@@ -272,6 +327,11 @@ def _noise(surroundings: Surroundings) -> tuple[Any, ...]:
     states: list[Any] = [np.random.get_state(legacy=False)]  # noqa: NPY002
     states += [generator.bit_generator.state for generator in surroundings.generators]
     return random.getstate(), repr(states)
+
+
+def compiled_where_safe(function: Callable[P, R]) -> Compiled[P, R]:
+    """A function that is compiled if it can be, and runs eagerly otherwise, with a line in the log."""
+    return Compiled(function, False, config.env_flag("GRADFLOW_COMPILE", default=True), modest=True)
 
 
 @overload

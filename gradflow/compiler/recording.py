@@ -40,7 +40,7 @@ class Recording(Trace):
         leaves: leaf -> whether it had a gradient when the call began; None where that makes no difference.
         left: leaf -> the lasting Tensor that the call leaves as its gradient, or None.
         probes: what decided which operations ran, and how to ask again.
-        values: untraced tensors that Python read, with copies of what they held.
+        values: untraced tensors that Python read, copies of what they held, and where it was.
         met: the tensors whose memory is bound, with their memory and node.
         writes_arguments: whether an argument was written in place.
         argument_leaves: the leaves that stand for arguments; their gradients are handed in and out.
@@ -51,12 +51,14 @@ class Recording(Trace):
         self.leaves: dict[Leaf, bool | None] = {}
         self.left: dict[Leaf, Tensor | None] = {}
         self.probes: list[tuple[Callable[[], Any], Any]] = []
-        self.values: list[tuple[Tensor, np.ndarray]] = []
+        self.values: list[tuple[Tensor, np.ndarray, str]] = []
         self.met: list[tuple[Tensor, Any, Any]] = []
         self.writes_arguments = False
         self.argument_leaves: set[Leaf] = set()
         self._arrays_of_leaves = arrays_of_leaves
         self._met: dict[int, tuple[weakref.ref[Tensor], Any, Any]] = {}
+        self._tainted: set[int] = set()  # computed from the arguments, or from what the call writes
+        self._sources: dict[int, frozenset[int]] = {}  # of what else is computed: the bound variables it comes from
         self._written: list[tuple[Any, int, int]] = []  # extents
         self._before: dict[int, tuple[Any, Any]] = {}  # written variable -> its array, a copy from before
         self._gradients_before: dict[Leaf, Tensor | None] = {}
@@ -72,15 +74,17 @@ class Recording(Trace):
         self, primitive: Primitive, operands: tuple[Tensor, ...], settings: dict[str, Any], recording: bool
     ) -> Any:
         """Run one operation and write it down; keep what it is about to overwrite."""
-        if primitive.name == "nonzero_index":
-            raise self.refusal(
-                "a mask as an index",
-                "how many elements it selects, and so the shape of the result, would be that of the first call.",
-                "gf.where(mask, x, y), x * mask, or integer indices that are computed outside",
-            )
         for t in operands[: primitive.writes]:
             self._about_to_write(t)
-        return super().apply(primitive, operands, settings, recording)
+        out = super().apply(primitive, operands, settings, recording)
+        equation = self.equations[-1]
+        if equation.output is not None:
+            if any(self.traces(t) for t in operands):
+                self._tainted.add(equation.output)
+            else:
+                sources = (self._sources.get(v, frozenset([v])) for v in equation.operands)
+                self._sources[equation.output] = frozenset().union(*sources)
+        return out
 
     def _about_to_write(self, t: Tensor) -> None:
         variable = self._variable(t)
@@ -96,21 +100,48 @@ class Recording(Trace):
         Raises:
             TracedValueError: a traced value, or more values than can be compared at every call.
         """
-        super().read(tensor, how)
-        if tensor.size > _READABLE:
+        if how.startswith("the number of elements") and self.traces(tensor):
             raise self.refusal(
-                f"{how} of a tensor of {tensor.size} elements",
-                "Python read it while the call was recorded, and it may hold other values at the next.",
-                "compute with the tensor itself, or read it outside of the function",
+                "a mask that the function computes, as an index",
+                "how many elements it selects, and so the shape of the result, would be that of the first call.",
+                "gf.where(mask, x, y), x * mask, or indices that are computed outside",
             )
-        self.values.append((tensor, np.array(tensor.backend.to_numpy(tensor._data))))
+        super().read(tensor, how)
+        sources = [wrap(self.bound[v], self._xp) for v in self._sources.get(self._variable(tensor), ())] or [tensor]
+        for source in sources:
+            if source.size > _READABLE:
+                raise self.refusal(
+                    f"{how} of a tensor of {source.size} elements, or of what was computed from it",
+                    "Python read it while the call was recorded, and it may hold other values at the next.",
+                    "compute with the tensor itself, or read it outside of the function",
+                )
+            self.values.append((source, np.array(source.backend.to_numpy(source._data)), user_line(" at ")))
 
     def traces(self, tensor: Tensor) -> bool:
-        """Whether the program computes or writes what a tensor holds."""
-        if super().traces(tensor):
+        """Whether a tensor's value depends on the arguments, or on what the call writes."""
+        variable = self._known(tensor._data)
+        if variable is not None and (variable in self._tainted or variable in self.arguments):
             return True
+        if not self._written:
+            return False
         owner, low, high = tensor.backend.extent(tensor._data)
         return any(owner is other and low < b and a < high for other, a, b in self._written)
+
+    def check_reads(self) -> None:
+        """Refuse a call that changes what Python read in it.
+
+        Raises:
+            TracedValueError: there is such a tensor.
+        """
+        for source, _, line in self.values:
+            if self.traces(source):
+                raise TracedValueError(
+                    explain(
+                        f"Python read a tensor of shape {source.shape}{line}, and the same call writes into it.",
+                        "what it read would be used for ever, and the next call finds another value.",
+                        "compute with the tensor itself: gf.where(condition, x, y) chooses by value",
+                    )
+                )
 
     def gradient(self, leaf: Any, *, replaced: bool = False) -> None:
         """Note the first look at a leaf's gradient, or that it is replaced without one."""
@@ -175,18 +206,28 @@ class Recording(Trace):
         return super()._new(t)
 
     # ------------------------------------------------------------ after the call
+    def met_so_far(self) -> list[tuple[Tensor, Any, Any]]:
+        """The tensors whose memory is bound, with the memory and node they had when they were met."""
+        return [(t, array, node) for reference, array, node in self._met.values() if (t := reference()) is not None]
+
     def written_owners(self) -> set[int]:
         """Ids of what owns the memory that the program writes."""
         return {id(owner) for owner, _, _ in self._written}
 
-    def finish(self, results: list[Tensor]) -> None:
-        """Write down which gradients the call leaves, and let go of all that was only computed on the way."""
+    def finish(self, results: list[Tensor]) -> list[Tensor]:
+        """Write down which gradients the call leaves, and let go of all that was only computed on the way.
+
+        Returns:
+            The results, those in the memory of a gradient that is left as copies.
+        """
         lasting = {id(g.backend.extent(g._data)[0]) for leaf in self.leaves if (g := _LASTING.get(leaf)) is not None}
-        self.results = [self._variable(self._apart(t, lasting)) for t in results]
+        results = [self._apart(t, lasting) for t in results]
+        self.results = [self._variable(t) for t in results]
         self._leave_gradients(lasting)
-        self.met = [(t, array, node) for r, array, node in self._met.values() if (t := r()) is not None]
+        self.met = self.met_so_far()
         self._variables.clear()
         self._before.clear()
+        return results
 
     def _leave_gradients(self, lasting: set[int]) -> None:
         new: list[tuple[Leaf, Tensor, int]] = []

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from gradflow import tape
+from gradflow.compiler.recording import Recording
 from gradflow.compiler.surroundings import SIMPLE
-from gradflow.compiler.trace import Trace
 from gradflow.errors import TracedValueError, explain
 from gradflow.ops.creation import DTYPES, make_tensor
 from gradflow.tape import Leaf, Node
@@ -34,19 +34,31 @@ class Signature:
         tensors: what stands for the dynamic arguments while recording.
         arrays: for each of them the variable in `lines` that holds its array.
         leaves: for each argument that is a leaf, what stands for it and the variable that holds its Tensor.
+        nodes: the variables that hold Tensors which require grad.
         objects: what was taken by identity, with a path.
+        references: weak ones, to those of them that take such; `on_death` is called when one goes.
         text: in the user's words.
     """
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], reachable: Iterable[int]) -> None:
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        reachable: Iterable[int],
+        on_death: Callable[[Any], None],
+    ) -> None:
+        self.references: list[weakref.ref[Any]] = []
+        self._on_death = on_death
         self.lines: list[str] = []
         self.scope: dict[str, Any] = {"Tensor": Tensor, "Node": Node, "Leaf": Leaf, "ndarray": np.ndarray}
         self.tensors: list[Tensor] = []
         self.arrays: list[str] = []
         self.gradients: list[Tensor] = []
         self.leaves: list[tuple[Leaf, str]] = []
+        self.nodes: list[str] = []
         self.objects: list[tuple[Any, str]] = []
         self._given: dict[int, tuple[Any, str]] = {}
+        self._with_gradient: list[str] = []
         self._reachable = set(reachable)
         shown: list[str] = []
         self.lines.append(f"if len(args) != {len(args)} or {self._keys('kwargs', kwargs)}: return NO")
@@ -59,9 +71,17 @@ class Signature:
                 self._refuse_unless(f"{one} is not {other}")
         self.text = ", ".join(shown)
 
+    def release(self) -> None:
+        """Let go of the arguments and of what stood for them."""
+        self.args, self.kwargs = (), {}
+        self._given.clear()
+        self.tensors.clear()
+        self.gradients.clear()
+        self.objects.clear()
+
     def source_of_gradients(self) -> list[str]:
         """Expressions of the gradients that leaves among the arguments come with."""
-        return [f"{name}._node.grad._data" for leaf, name in self.leaves if leaf.grad is not None]
+        return [f"{name}._node.grad._data" for name in self._with_gradient]
 
     def _constant(self, value: Any) -> str:
         name = f"k{len(self.scope)}"
@@ -132,7 +152,8 @@ class Signature:
 
     def _take_object(self, value: Any, name: str, shown: list[str]) -> Any:
         try:
-            self._refuse_unless(f"{self._constant(weakref.ref(value))}() is {name}")
+            self.references.append(weakref.ref(value, self._on_death))
+            self._refuse_unless(f"{self._constant(self.references[-1])}() is {name}")
         except TypeError:
             self._refuse_unless(f"{name} is {self._constant(value)}")
         self.objects.append((value, f"<{type(value).__name__}>"))
@@ -158,10 +179,13 @@ class Signature:
             if node.grad is not None:
                 made._node.grad = wrap(value._xp.alias(node.grad._data), value._xp)  # type: ignore[union-attr]
                 self.gradients.append(made._node.grad)  # type: ignore[union-attr]
+                self._with_gradient.append(name)
             self.leaves.append((made._node, name))  # type: ignore[arg-type]
+            self.nodes.append(name)
         else:
             self._refuse_unless(f"type({name}._node) is Node")
-            made._node = tape.edge_node(value.shape, value.dtype)
+            made._node = tape.edge_node(value.shape, value.dtype, (node,))
+            self.nodes.append(name)
         self.tensors.append(made)
         self.arrays.append(array)
         return made
@@ -220,10 +244,10 @@ class Results:
         expression: of `r`, the tuple of fresh arrays, and of the argument variables; names in `scope`.
     """
 
-    def __init__(self, out: Any, signature: Signature, trace: Trace, known: Callable[[Any], bool]) -> None:
+    def __init__(self, out: Any, signature: Signature, recording: Recording, known: Callable[[Any], bool]) -> None:
         self.tensors: list[Tensor] = []
         self.scope: dict[str, Any] = {"Tensor": Tensor}
-        self._signature, self._trace, self._known = signature, trace, known
+        self._signature, self._recording, self._known = signature, recording, known
         self._taken: dict[int, str] = {}
         self._arguments = {id(made): name for made, name in signature._given.values()}
         self.shared: list[str] = []
@@ -279,11 +303,19 @@ class Results:
             return self._taken[id(t)]
         i = len(self.tensors)
         self.tensors.append(t)
-        node = None if t._node is None else tape.edge_node(t.shape, t.dtype)  # one for all calls: it leads nowhere
         name = self._taken[id(t)] = f"t{i}"
+        node = None
+        if t._node is not None:  # one node for all calls, unless they bring nodes of their own
+            hidden = [node for _, _, node in self._recording.met_so_far() if node is not None]
+            node = tape.edge_node(t.shape, t.dtype, hidden)
         xp = self._constant(t._xp)
         self.shared.append(f"{name} = Tensor(); {name}._data = r[{i}]; {name}._xp = {xp}")
         self.shared.append(f"{name}._node = {self._constant(node)}")
+        if node is not None and self._signature.nodes:
+            self.scope["edge_node"] = tape.edge_node
+            nodes = ", ".join(f"{argument}._node" for argument in self._signature.nodes)
+            shape, dtype = self._constant(t.shape), self._constant(t.dtype)
+            self.shared.append(f"{name}._node = edge_node({shape}, {dtype}, (*{self._constant(hidden)}, {nodes}))")
         return name
 
 

@@ -8,6 +8,7 @@ parameters. Where that number or anything in sight has moved, `recheck` looks cl
 from __future__ import annotations
 
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,12 @@ class Specialisation:
         self.guard_source = self._source(results, lock)
         self._fill_places()
         exec(compile(self.guard_source, "<gradflow compiled call>", "exec"), self._scope)
-        self.call = self._scope["call"]
+        self.call = self._scope.pop("call")
+
+    def release(self) -> None:
+        """Let go of the recorded call's arguments, and of what was met on the way."""
+        self.signature.release()
+        self.surroundings.release()
 
     # ------------------------------------------------------------ the generated check
     def _source(self, results: Results, lock: Any) -> str:
@@ -67,15 +73,13 @@ class Specialisation:
         scope |= signature.scope | results.scope
         scope |= {
             "NO": NO, "get_mode": get_mode, "structure": structure, "mode": self.mode, "seen": None, "wrap": wrap,
-            "override": backend._override.get, "backend": backend._override.get(), "recheck": self.recheck,
-            "leave": self.leave, "program": self.program, "values_hold": self._values_hold, "acquire": lock.acquire,
-            "release": lock.release,
+            "override": backend._override.get, "backend": backend._override.get(), "program": self.program,
+            "acquire": lock.acquire, "release": lock.release, "this": weakref.ref(self),  # a cycle would keep the model
         }  # fmt: skip
         arrays = [*signature.arrays, *signature.source_of_gradients()]
-        guards = [] if not recording.values else ["if not values_hold(): return NO"]
+        guards = [] if not recording.values else ["if not this().values_hold(): return NO"]
         if recording.writes_arguments:
-            scope["apart"] = self._apart
-            guards.append(f"if not apart(({', '.join(arrays)},)): return NO")
+            guards.append(f"if not this().are_apart(({', '.join(arrays)},)): return NO")
         elif written := recording.written_owners():
             scope["written"] = written
             kinds = {recording.facts[v][1] for v in recording.bound}
@@ -96,12 +100,12 @@ class Specialisation:
             f"    fresh = structure.version == seen{self._conditions()}",
             "  except Exception:",
             "    fresh = False",
-            "  if not fresh and not recheck(): return NO",
+            "  if not fresh and not this().recheck(): return NO",
             *(f"  {line}" for line in guards),
             "  acquire()",
             "  try:",
             f"    r = program(({''.join(f'{a}, ' for a in arrays)}))",
-            "    if not fresh: leave()",
+            "    if not fresh: this().leave()",
             "  finally: release()",
             *self._hand_out_gradients(),
             *results.shared,
@@ -216,15 +220,15 @@ class Specialisation:
                 return "an optimizer groups its parameters in another way, or a generator has moved"
         return ""
 
-    def _values_hold(self) -> bool:
+    def values_hold(self) -> bool:
         """Whether the tensors that Python read while recording hold what they held then."""
-        for t, before in self.recording.values:
+        for t, before, _ in self.recording.values:
             if not np.array_equal(t.backend.to_numpy(t._data), before, equal_nan=before.dtype.kind == "f"):
                 self.reason = f"a tensor of shape {t.shape} that Python reads holds other values"
                 return False
         return True
 
-    def _apart(self, arrays: tuple[Any, ...]) -> bool:
+    def are_apart(self, arrays: tuple[Any, ...]) -> bool:
         """Whether no two arguments, and no argument and the function's state, share memory."""
         extent = self.recording._xp.backend.extent
         owners = {id(extent(array)[0]) for array in arrays}

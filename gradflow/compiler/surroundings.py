@@ -9,6 +9,7 @@ packages are taken not to change.
 from __future__ import annotations
 
 import dis
+import sys
 import sysconfig
 import types
 from collections import deque
@@ -113,6 +114,7 @@ class Surroundings:
         self.tensors: dict[int, tuple[Tensor, str]] = {}
         self.generators: list[np.random.Generator] = []
         self.librarys: set[int] = set()
+        self._attributes: set[int] = set()  # ids of the containers that are attributes of an object
         self._is_module = is_module
         self._names: set[str] = {"training"}
         self._dynamic = False
@@ -182,6 +184,7 @@ class Surroundings:
     def _visit_object(self, value: Any, path: str) -> None:
         kind = type(value)
         if _is_librarys(kind) and (kind.__name__.startswith("_") or "_tells_changes" in vars(kind)):
+            self._todo.append((getattr(value, "__wrapped__", None), path))
             return  # the structure version tells
         self._visit_class(kind)
         slots = [name for c in kind.__mro__ for name in _slots(c)]
@@ -193,6 +196,7 @@ class Surroundings:
             return
         if self._is_module(value) or _is_librarys(kind):
             self.containers.append((path, attributes, attributes.copy()))
+            self._attributes.add(id(attributes))
             looked_into = {name for name, item in attributes.items() if self._matters(value, item)}
             self._todo += [(attributes[name], f"{path}.{name}") for name in attributes if name in looked_into]
             if _is_librarys(kind):
@@ -216,7 +220,7 @@ class Surroundings:
             if id(c) in self._seen and c is not value:
                 continue
             self._seen[id(c)] = c
-            if _is_users_module(c.__module__):
+            if isinstance(c.__module__, str) and _is_users_module(c.__module__):
                 self._objects.append((c.__qualname__, c, vars(c), set()))
 
     def _visit_function(self, f: types.FunctionType, path: str) -> None:
@@ -258,7 +262,7 @@ class Surroundings:
             if not same(now, value):
                 yield Change(path, _last_name(path), value, now)
         for path, live, copy in self.containers:
-            for change in _differences(path, live, copy):
+            for change in _differences(path, live, copy, id(live) in self._attributes):
                 if id(live) not in self._loose or change.name in self._names or not _is_log(change):
                     yield change
         for path, attributes, count in self.sizes:
@@ -272,6 +276,11 @@ class Surroundings:
         self.entries = [e._replace(value=e.holder[e.key]) for e in self.entries]
         self.containers = [(path, live, live.copy()) for path, live, _ in self.containers]
         self.sizes = [(path, attributes, len(attributes)) for path, attributes, _ in self.sizes]
+
+    def release(self) -> None:
+        """Let go of the objects that were only passed on the way; `reaches` is answered no more."""
+        self._seen.clear()
+        self._objects.clear()
 
     def lines_about(self, name: str) -> list[str]:
         """Where the user's code changes or uses something of this name, as "file:line"."""
@@ -294,10 +303,10 @@ class _Slots(Mapping[str, Any]):
         self.value, self.names = value, names
 
     def __getitem__(self, key: str) -> Any:
-        try:
-            return getattr(self.value, key)
-        except AttributeError:
-            raise KeyError(key) from None
+        found = getattr(self.value, key, MISSING) if key in self.names else MISSING
+        if found is MISSING:
+            raise KeyError(key)
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self.names if hasattr(self.value, name))
@@ -318,9 +327,8 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and type(a) in SIMPLE and repr(a) == repr(b)
 
 
-def _differences(path: str, live: Any, copy: Any) -> Iterator[Change]:
+def _differences(path: str, live: Any, copy: Any, is_attributes: bool) -> Iterator[Change]:
     if isinstance(live, dict):
-        is_attributes = not path.endswith("]") and all(isinstance(key, str) and key.isidentifier() for key in copy)
         for key in dict.fromkeys([*copy, *live]):
             old, new = copy.get(key, MISSING), live.get(key, MISSING)
             if not same(old, new):
@@ -401,13 +409,11 @@ def _is_users(filename: str) -> bool:
 
 
 def _is_librarys(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == "gradflow"
+    return str(kind.__module__).partition(".")[0] == "gradflow"
 
 
 @cache
 def _is_users_module(name: str) -> bool:
-    import sys
-
     module = sys.modules.get(name)
     if name in ("builtins", "gradflow") or name.startswith("gradflow."):
         return False

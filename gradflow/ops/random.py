@@ -22,7 +22,7 @@ from gradflow.mode import get_mode
 from gradflow.ops.creation import _shape, check_dtype, make_tensor
 from gradflow.ops.elementwise import minimum
 from gradflow.primitive import namespace, primitive
-from gradflow.tensor import OPS, Tensor
+from gradflow.tensor import OPS, Tensor, wrap
 
 _WORDS_PER_BLOCK = 4
 
@@ -88,7 +88,8 @@ class Generator:
         if (state_now := getattr(self, "_state", None)) is None:
             self._state = make_tensor(np.array(numbers, np.uint64), backend="numpy")
         else:  # written where it lies: a compiled step reads it there
-            OPS.assign(state_now, make_tensor(np.array(numbers, np.uint64), backend=state_now.backend))
+            xp = state_now._xp
+            OPS.assign(state_now, wrap(xp.as_array(np.array(numbers, np.uint64)), xp))
         return self
 
     def _on(self, backend: str | Backend | None) -> Tensor:
