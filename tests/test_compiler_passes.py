@@ -24,7 +24,7 @@ from tests.plan_interpreter import Interpreter
 class Fusing(Generator.__mro__[1]):
     """Plans as a compiler of loops wants them."""
 
-    fuses = opens_updates = True
+    fuses = opens_updates = multiplies = True
 
     def tasks(self, graph: Any) -> int:
         return 1

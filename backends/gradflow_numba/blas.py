@@ -13,9 +13,11 @@ import os
 from collections.abc import Iterator
 
 import llvmlite.binding
+import numpy as np
 from numba import types
 
 from gradflow_numba.native import POINTERS
+from gradflow_numpy.blas import blas_threads
 
 _ORDER, _PLAIN, _TRANSPOSED = 101, 111, 112  # CblasRowMajor, CblasNoTrans, CblasTrans
 ROW_MAJOR, TRANSPOSED_FROM_PLAIN = _ORDER, _TRANSPOSED - _PLAIN
@@ -23,7 +25,7 @@ PLAIN, TRANSPOSED = _PLAIN, _TRANSPOSED
 
 _GEMM = {"gradflow_sgemm": "cblas_sgemm", "gradflow_dgemm": "cblas_dgemm"}
 _COPY = {"gradflow_somatcopy": "cblas_somatcopy", "gradflow_domatcopy": "cblas_domatcopy"}
-_THREADS = {"gradflow_set_blas_threads": "openblas_set_num_threads", "gradflow_blas_threads": "openblas_get_num_threads"}
+_THREADS = {"gradflow_set_blas_threads": "openblas_set_num_threads"}
 
 
 def _libraries() -> Iterator[str]:
@@ -49,8 +51,18 @@ def available() -> bool:
         if len(found) == len(_GEMM) + len(_COPY) + len(_THREADS):
             for name, address in found.items():
                 llvmlite.binding.add_symbol(name, address)
+            note_threads()
             return True
     return False
+
+
+THREADS = np.ones(1, np.int64)
+"""How many threads products outside of compiled programs use: a program puts it back when it is done."""
+
+
+def note_threads() -> None:
+    """Look up how many threads BLAS uses now."""
+    THREADS[0] = blas_threads() or 1
 
 
 _i32, _i64 = types.int32, types.int64
@@ -70,4 +82,3 @@ def _omatcopy(name: str, kind: str) -> types.ExternalFunction:
 sgemm, dgemm = _gemm("gradflow_sgemm", "float32"), _gemm("gradflow_dgemm", "float64")
 somatcopy, domatcopy = _omatcopy("gradflow_somatcopy", "float32"), _omatcopy("gradflow_domatcopy", "float64")
 set_threads = types.ExternalFunction("gradflow_set_blas_threads", types.void(_i32))
-get_threads = types.ExternalFunction("gradflow_blas_threads", _i32())

@@ -16,7 +16,7 @@ from gradflow.compiler.generator import CodeGenerator, Executable, Timed
 from gradflow.compiler.graph import COLUMN_REDUCTIONS, Graph, Node, Value, View
 from gradflow.compiler.memory import ALIGNMENT, Place, Plan
 from gradflow.compiler.regions import Region
-from gradflow_numba import blas
+from gradflow_numba import blas, threads
 from gradflow_numba.emit import WIDTH, Cell, kernel_of
 from gradflow_numba.fixed import combine_text, fixed
 from gradflow_numba.kernels_on_disk import compiled, source_of
@@ -24,6 +24,7 @@ from gradflow_numba.kernels_on_disk import compiled, source_of
 Array = Any
 Row = list[Any]
 
+ONE = np.ones(1, np.int64)
 PAYS = 20_000  # elements and a tenth of the floating-point operations of products: about 20 µs of work for one thread
 
 
@@ -80,13 +81,10 @@ class Native(Executable):
     Args:
         plan: what to do, and where everything lies.
         namespace: the kernels for calls.
-        parallel: says at each run whether tasks may run side by side.
-        blas_threads: how many threads products outside the program use.
     """
 
-    def __init__(self, plan: Plan, namespace: Any, parallel: Callable[[], bool], blas_threads: int) -> None:
+    def __init__(self, plan: Plan, namespace: Any) -> None:
         self.plan, self.namespace = plan, namespace
-        self._may_be_parallel, self._blas_threads = parallel, blas_threads
         self._lock = threading.Lock()
         memory = np.zeros(plan.arena + 2 * ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ALIGNMENT
@@ -101,8 +99,6 @@ class Native(Executable):
         self._kept: list[Any] = [memory]
         self._combined: set[Value] = set()
         self._build()
-        self._pays = any(region[4] for part in self._parts for region in part.regions)
-        self._is_plain = len(self._steps) == 1 and len(self._parts) == 1
 
     # ------------------------------------------------------------ running
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...] | None:
@@ -124,25 +120,21 @@ class Native(Executable):
                     return None
         return out
 
-    def _native_step(self, header: np.ndarray) -> Callable[[Sequence[Array]], int]:
+    def _native_step(self, header: np.ndarray, pays: bool) -> Callable[[Sequence[Array]], int]:
+        """The call of a native part: in one thread, or in several where that turns out to be faster."""
         address = header.ctypes.data
         serial = _driver(False)
-        pays = any(self._parts[-1].regions[i][4] for i in range(len(self._parts[-1].regions)))
-        may_be_parallel = self._may_be_parallel
-
-        def step(arrays: Sequence[Array]) -> int:
-            if pays and may_be_parallel():
-                return _driver(True)(address)
-            return serial(address)
-
-        return step
+        if not pays:
+            return lambda arrays: serial(address)
+        either = threads.Adaptive(serial, lambda address: _driver(True)(address))
+        return lambda arrays: either(address)  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------ building
     def _build(self) -> None:
         part = Part()
         uses_blas = any(g.nodes[0].op == "gemm" for r in self.plan.regions for g in r.groups)
         if uses_blas:
-            part.add([self._blas_item(1)], [], 0)
+            part.add([self._blas_item(ONE)], [], 0)
         for region in self.plan.regions:
             if region.is_call:
                 self._close(part)
@@ -156,7 +148,7 @@ class Native(Executable):
             part.add(alone, split, sum(_work(g) for g in region.groups))
         copies = [self._combine_item(value) for value in self.plan.partial if value not in self._combined]
         copies += [self._copy_item(store) for store in self.plan.copied]
-        ends = [self._blas_item(self._blas_threads)] if uses_blas else []
+        ends = [self._blas_item(blas.THREADS)] if uses_blas else []
         if copies or ends:
             part.add(copies + ends, [], 0)
         self._close(part)
@@ -186,7 +178,7 @@ class Native(Executable):
         )  # fmt: skip
         self._kept += [table, regions, patch, header]
         self._parts.append(part)
-        self._steps.append(self._native_step(header))
+        self._steps.append(self._native_step(header, any(region[4] for region in part.regions)))
 
     def _address(self, place: Place) -> tuple[int, int | None]:
         """An address; for what is known only at a call, the offset, and which array of the call it is in."""
@@ -256,8 +248,8 @@ class Native(Executable):
         row = [value.nbytes, Cell(self.plan.places[value]), Cell(target)]
         return Item("copy", fixed("copy"), row, "", 0, 2 * value.nbytes)
 
-    def _blas_item(self, threads: int) -> Item:
-        return Item("blas threads", fixed("blas threads"), [threads], "")
+    def _blas_item(self, number: np.ndarray) -> Item:
+        return Item("blas threads", fixed("blas threads"), [number.ctypes.data], "")
 
     # ------------------------------------------------------------ calls
     def _call_step(self, node: Node) -> Callable[[Sequence[Array]], int]:
@@ -340,31 +332,27 @@ def _work(group: Group) -> int:
 
 @final
 class Generator(CodeGenerator):
-    """Native programs for arrays on the host.
-
-    Args:
-        threads: how many threads there are.
-        parallel: says at each run whether tasks may run side by side.
-    """
+    """Native programs for arrays on the host."""
 
     fuses = True
     opens_updates = True
 
-    def __init__(self, threads: Callable[[], int], parallel: Callable[[], bool]) -> None:
-        self._threads, self._parallel = threads, parallel
+    @property
+    def multiplies(self) -> bool:  # type: ignore[override]
+        """Whether there is an OpenBLAS whose functions can be called."""
+        return blas.available()
 
     def tasks(self, graph: Graph) -> int:
-        if self._threads() == 1:
+        available = threads.available()
+        if available == 1:
             return 1
         work = sum(
             n.space[0] * n.space[1] * (n.operands[0].space[1] // 5 if n.op == "gemm" else 1) for n in graph.nodes
         )
-        return self._threads() if work > PAYS else 1
+        return available if work > PAYS else 1
 
     def generate(self, plan: Plan, namespace: Any) -> Executable:
-        if not blas.available():
-            raise NotImplementedError("matrix products without OpenBLAS")
-        return Native(plan, namespace, self._parallel, self._threads())
+        return Native(plan, namespace)
 
 
 __all__ = ["COLUMN_REDUCTIONS", "Generator", "Native"]

@@ -82,9 +82,9 @@ def _check(row, t, T):  # type: ignore[no-untyped-def]
         set_word(words(word(row, 2)), 0, 1)
 
 
-# word: the number of threads
+# word: where the number of threads stands
 def _blas_threads(row, t, T):  # type: ignore[no-untyped-def]
-    set_threads(np.int32(word(row, 1)))
+    set_threads(np.int32(load(at_int64(word(row, 1)), 0, 0)))
 
 
 _FIXED: dict[str, Callable[..., Any]] = {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
-from gradflow_numba import elementwise, indexing, random, rows, threads, update  # noqa: F401  (they enter their kernels)
+from gradflow_numba import blas, elementwise, indexing, random, rows, threads, update  # noqa: F401  (they enter their kernels)
 from gradflow_numba.kernels import KERNELS, RESIDUAL_KERNELS, VJPS
 from gradflow_numpy.blas import set_blas_threads
 from gradflow_numpy.namespace import HostBackend
@@ -32,3 +33,10 @@ class NumbaBackend(HostBackend):
         """Limit the threads of parallel loops and of matrix products."""
         threads.set_limit(n)
         set_blas_threads(n)
+        blas.note_threads()
+
+    def code_generator(self) -> Any:
+        """One native program a step."""
+        from gradflow_numba.compiled import Generator  # the compiler loads when somebody compiles
+
+        return Generator()

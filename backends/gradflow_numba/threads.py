@@ -141,7 +141,7 @@ if hasattr(os, "register_at_fork"):
 
 
 # ---------------------------------------------------------------- when
-WORTH = 20_000  # ns: below, a parallel region costs more than it saves
+WORTH = 10_000  # ns: below, a parallel region costs more than it saves
 ROUNDS = (
     3  # timed calls of either kind before a decision; the best of each counts, so a first call that compiles does not
 )

@@ -196,6 +196,7 @@ class Generator(CodeGenerator):
 
     fuses = False
     opens_updates = False
+    multiplies = True
 
     def tasks(self, graph: Graph) -> int:
         return 1

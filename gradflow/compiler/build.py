@@ -32,7 +32,12 @@ def plan_of(
         UnsupportedError: the trace has no lowered form.
     """
     graph = lower(
-        trace, namespace, thin=switches.thin, share=switches.share, open_updates=generator.opens_updates
+        trace,
+        namespace,
+        thin=switches.thin,
+        share=switches.share,
+        open_updates=generator.opens_updates,
+        multiplies=generator.multiplies,
     )
     if switches.orient:
         graph = oriented(graph)

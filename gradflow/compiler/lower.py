@@ -152,10 +152,14 @@ class Lowering:
         thin: inner lengths up to it make no matrix product but sums of products.
         share: whether common subexpressions are computed once.
         open_updates: whether optimizers' rules become nodes; otherwise the backend's own kernel is called.
+        multiplies: whether products of matrices become nodes.
     """
 
-    def __init__(self, namespace: Any, *, thin: int = 4, share: bool = True, open_updates: bool = True) -> None:
-        self.namespace, self.thin, self.share, self.open_updates = namespace, thin, share, open_updates
+    def __init__(
+        self, namespace: Any, *, thin: int = 4, share: bool = True, open_updates: bool = True, multiplies: bool = True
+    ) -> None:
+        self.namespace, self.thin, self.share = namespace, thin, share
+        self.open_updates, self.multiplies = open_updates, multiplies
         self.graph = Graph()
         self.memo: dict[Any, Value] = {}
         self.memory = _Memory(self)
@@ -504,6 +508,8 @@ class Lowering:
         return self.dense(packed, (rows, columns))
 
     def _gemm(self, x: Symbol, y: Symbol) -> Symbol:
+        if not self.multiplies:
+            return self.call("matmul", [x, y], {})
         x, y = self._matrix(x), self._matrix(y)
         a = View(x.value, x.offset, x.strides[0], x.strides[1], (x.shape[0], x.shape[1]))
         b = View(y.value, y.offset, y.strides[0], y.strides[1], (y.shape[0], y.shape[1]))
@@ -863,13 +869,13 @@ def is_same(view: View, space: Space) -> bool:
 
 
 # ---------------------------------------------------------------- the whole trace
-def lower(trace: Any, namespace: Any, *, thin: int = 4, share: bool = True, open_updates: bool = True) -> Graph:
+def lower(trace: Any, namespace: Any, **settings: Any) -> Graph:
     """Lower a trace; the settings are those of `Lowering`.
 
     Raises:
         UnsupportedError: it does something that has no lowered form.
     """
-    made = Lowering(namespace, thin=thin, share=share, open_updates=open_updates)
+    made = Lowering(namespace, **settings)
     created = set(getattr(trace, "created", ()))
     bound = {variable: array for variable, array in trace.bound.items() if variable not in created}
     symbols = made.memory.bind(bound, namespace.backend.extent)
