@@ -886,8 +886,10 @@ def lower(trace: Any, namespace: Any, **settings: Any) -> Graph:
     for variable in created:
         symbols[variable] = made.constant(trace.bound[variable].copy())
 
+    views = set(symbols)  # variables that are views of memory, and show what is written there
+
     def read(variable: int) -> Symbol:
-        return made.memory.load(symbols[variable])
+        return made.memory.load(symbols[variable]) if variable in views else symbols[variable]
 
     for equation, site in zip(trace.equations, sites, strict=True):
         made.site = site
@@ -898,8 +900,10 @@ def lower(trace: Any, namespace: Any, **settings: Any) -> Graph:
             ]
             made.write(equation.primitive.name, operands, equation.settings)
         else:
-            out = _view_of_memory(made, equation, symbols)
-            if out is None:
+            out = _view_of_memory(made, equation, symbols, views)
+            if out is not None:
+                views.add(equation.output)
+            else:
                 out = made.apply(equation.primitive.name, [read(v) for v in equation.operands], equation.settings)
             shape, dtype = trace.facts[equation.output]
             if out.shape != shape or out.dtype != dtype:
@@ -918,12 +922,13 @@ def lower(trace: Any, namespace: Any, **settings: Any) -> Graph:
 _VIEWS = {"reshape", "broadcast_to", "permute_dims", "matrix_transpose", "alias", "basic_index"}
 
 
-def _view_of_memory(made: Lowering, equation: Any, symbols: dict[int, Symbol]) -> Symbol | None:
+def _view_of_memory(made: Lowering, equation: Any, symbols: dict[int, Symbol], views: set[int]) -> Symbol | None:
     """A view of memory that may be written between its making and its reading: it stays a view of that memory."""
     if equation.primitive.name not in _VIEWS:
         return None
-    x = symbols[equation.operands[0]]
-    if x.value not in made.memory.bases:
+    (operand,) = equation.operands
+    x = symbols[operand]
+    if operand not in views or x.value not in made.memory.bases:
         return None
     nodes = len(made.graph.nodes)
     out = made.apply(equation.primitive.name, [x], equation.settings)

@@ -18,7 +18,7 @@ from gradflow.arguments import integer, integers, number, shown
 from gradflow.backend import Backend
 from gradflow.config import get_default_dtype
 from gradflow.errors import ArgumentError, DTypeError, explain
-from gradflow.mode import get_mode
+from gradflow.mode import NO_GRAD, get_mode, using
 from gradflow.ops.creation import _shape, check_dtype, make_tensor
 from gradflow.ops.elementwise import minimum
 from gradflow.primitive import namespace, primitive
@@ -95,7 +95,8 @@ class Generator:
     def _on(self, backend: str | Backend | None) -> Tensor:
         xp = namespace(backend)
         if self._state._xp is not xp:
-            self._state = make_tensor(self._state, backend=xp.backend)
+            with using(NO_GRAD):  # where the state lies is no part of what a program records
+                self._state = make_tensor(self._state, backend=xp.backend)
             structure.changed()
         if (interpreter := get_mode().interpreter) is not None:
             interpreter.depends(lambda: self._state)
