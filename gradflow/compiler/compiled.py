@@ -100,7 +100,8 @@ class Compiled(Generic[P, R]):
 
     def __repr__(self) -> str:
         name = getattr(self._function, "__qualname__", type(self._function).__name__)
-        return f"<compiled {name}, {len(self._specialisations)} specialisations>"
+        count = len(self._specialisations)
+        return f"<compiled {name}, {count} specialisation{'s' * (count != 1)}>"
 
     # ------------------------------------------------------------ for users
     def eager(self, args: Any, kwargs: Any) -> R:
@@ -343,16 +344,57 @@ def compile(function: Callable[P, R], *, debug: bool = False) -> Compiled[P, R]:
 @overload
 def compile(*, debug: bool = False) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
 def compile(function: Any = None, *, debug: bool = False) -> Any:
-    """Make a function run as one program: recorded at the first call, run without Python from then on.
+    """Make a function run as one program: recorded at its first call, run without Python from then on.
 
-    TODO docs
+    The first call runs eagerly and is written down: forward pass, backward sweep, optimizer, and all. Later calls run
+    what was written, on new arguments. Parameters, buffers, optimizer state, hyper-parameters and random state are read
+    and written where they lie, so a new learning rate or a loaded state dict is seen. Whatever else could make a
+    difference (shapes, dtypes, static values, train or eval, frozen layers, attributes, closures, globals) is looked at
+    in every call, in about a microsecond, and records a further program where it differs. Installed packages are taken
+    not to change.
+
+    Python runs in recorded calls alone. What needs it at every call raises: reading a computed value (`.item()`,
+    `bool(t)`, a mask as an index), and effects beside the result (an attribute set, a list appended to). NumPy's own
+    arithmetic on arrays, and printing, happen once.
+
+    Arguments and results may be nested tuples, lists, dicts, named tuples and dataclasses. NumPy arrays come in as
+    Tensors. Results are new memory at every call and have no history: call `backward()` inside. `.grad` afterwards is
+    what eager leaves, in memory that the next call overwrites: keep a copy of it.
+
+    Args:
+        function: a function, a method, a Module, or anything that is called.
+        debug: hold the first calls of each program against the function, with results, states and gradients.
+
+    Returns:
+        A function of the same arguments, with `explain()`, `source()` and `clear()`. With ``GRADFLOW_COMPILE=0`` in the
+        environment it runs eagerly; so it does under `gf.detect_anomaly()`.
+
+    Raises:
+        DTypeError: something that cannot be called, or a coroutine function.
+        TracedValueError: (when called) the function does what no program can; the line and a way out are named.
+        CompilationError: (when called, with `debug`) a program differs from the function.
+
+    >>> model = gf.nn.Linear(2, 1)
+    >>> optimizer = gf.optim.SGD(model.parameters(), lr=0.1)
+    >>> @gf.compile
+    ... def step(x, t):
+    ...     loss = gf.mse_loss(model(x), t)
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     return loss
+    >>> losses = [step(gf.ones((4, 2)), gf.zeros((4, 1))).item() for _ in range(20)]
+    >>> losses[-1] < losses[0] / 10
+    True
+    >>> step
+    <compiled step, 1 specialisation>
     """
     debug = flag("compile", "debug", debug)
     if function is None:
         return lambda f: compile(f, debug=debug)
     if not callable(function):
         raise wrong_kind("compile", "function", function, "it is called.", "gf.compile(step)")
-    not_async("compile", function)
+    not_async("gf.compile", function)
     if isinstance(function, Compiled):
         return function
     return Compiled(function, debug, config.env_flag("GRADFLOW_COMPILE", default=True))
