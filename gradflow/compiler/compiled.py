@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from functools import update_wrapper
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from gradflow.errors import TracedValueError, explain
 from gradflow.mode import Mode, get_mode, using
 from gradflow.primitive import namespace
 from gradflow.tape import Leaf
-from gradflow.tensor import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,6 +36,19 @@ _TRIES = 3  # recordings in a row that are no use for the next call, after which
 
 class CompileWarning(UserWarning):
     """A compiled function that cannot be as fast as it should."""
+
+
+class _Ran(NamedTuple):
+    """A call that was recorded: what went in, what was written down, what came out, and what else it did."""
+
+    signature: Signature
+    recording: Recording
+    results: Results
+    after: Surroundings
+    known: Callable[[Any], bool]
+    mode: Mode
+    changes: list[Change]
+    refusal: TracedValueError | None
 
 
 class Compiled(Generic[P, R]):
@@ -88,7 +100,8 @@ class Compiled(Generic[P, R]):
 
     def __repr__(self) -> str:
         name = getattr(self._function, "__qualname__", type(self._function).__name__)
-        return f"<compiled {name}, {len(self._specialisations)} specialisations>"
+        count = len(self._specialisations)
+        return f"<compiled {name}, {count} specialisation{'s' * (count != 1)}>"
 
     # ------------------------------------------------------------ for users
     def eager(self, args: Any, kwargs: Any) -> R:
@@ -107,7 +120,7 @@ class Compiled(Generic[P, R]):
                 f"{i}: ({found.signature.text}){'' if found.mode.recording else ' under no_grad'}",
                 f"   made because of {found.why}",
                 f"   {len(found.recording.equations)} equations",
-                *(f"   {line}" for line in found.program.describe().splitlines()),
+                *(f"   {line}" for line in (found.program.describe() if found.program else "").splitlines()),
             ]
         return "\n".join(lines)
 
@@ -116,6 +129,7 @@ class Compiled(Generic[P, R]):
         return "\n\n".join(
             f"# {i}: ({found.signature.text})\n{found.program.source()}"
             for i, found in enumerate(self._specialisations)
+            if found.program is not None
         )
 
     def clear(self) -> None:
@@ -134,6 +148,8 @@ class Compiled(Generic[P, R]):
         for found in self._specialisations:
             found.reason = ""
             if (out := found.call(args, kwargs)) is not NO:
+                self._specialisations.remove(found)
+                self._specialisations.insert(0, found)
                 self._latest = None if self._debug else found
                 return out
         if any(found.reason.startswith("arguments share memory") for found in self._specialisations):
@@ -148,6 +164,37 @@ class Compiled(Generic[P, R]):
             return self.eager(args, kwargs) if done is NO else done
 
     def _record(self, args: Any, kwargs: Any) -> Any:
+        """Run the function and write it down; keep the program if it can be right for another call."""
+        ran = self._run(args, kwargs)
+        recording, xp = ran.recording, ran.recording._xp or namespace()
+        state = [*recording.bound.values(), *(t._data for t in ran.signature.tensors)]
+        computed = [t._data for t in recording.finish(ran.results.take_tensors())]
+        first = own(computed, [*state, *recording.bound.values()], xp)
+        del computed, state
+        useless = ran.refusal is not None or ran.changes or recording.moved() or recording.meets(ran.signature.tensors)
+        program: Program | None = None
+        if not useless:
+            recording.find_created()
+            program = make_program(recording, xp)
+            if self._debug:
+                program = self._checked(program, ran)
+        found = Specialisation(ran.signature, ran.results, recording, ran.after, program, ran.mode, self._lock)
+        result = found.call(args, kwargs, first)
+        if not self._debug:
+            found.release()
+        structure.changed()
+        if ran.refusal is not None:
+            vars(ran.refusal)["_result"] = result
+            raise ran.refusal
+        self._first.update(change.path for change in ran.changes)
+        if useless:
+            self._count_useless(recording.moved())
+        else:
+            self._keep(found)
+        return result
+
+    def _run(self, args: Any, kwargs: Any) -> _Ran:
+        """Run the function under a recording; on a refusal, its values and gradients are those from before."""
         roots = {"self" if isinstance(self._function, types.MethodType) else "function": self._function}
         before = Surroundings(roots, _is_module)
         signature = Signature(args, kwargs, before.tensors, self._forgets_dead)
@@ -156,50 +203,30 @@ class Compiled(Generic[P, R]):
             before = Surroundings(roots, _is_module)
         arrays = {t._node: t._data for t, _ in before.tensors.values() if type(t._node) is Leaf}
         recording = Recording(arrays)
-        recording.arguments = [recording._new(t) for t in (*signature.tensors, *signature.gradients)]
-        recording.argument_leaves = {leaf for leaf, _ in signature.leaves}
-        recording.begin()
+        recording.begin(signature.tensors, signature.gradients, [leaf for leaf, _ in signature.leaves])
         mode, dtype, noise = get_mode(), config.get_default_dtype(), _noise(before)
+        given = {id(value) for value, _ in signature.objects}
         try:
             with using(Mode(mode.recording, recording)):
                 out = self._function(*signature.args, **signature.kwargs)
                 switched = get_mode().recording is not mode.recording
             recording.check_reads()
+            after = Surroundings(roots, _is_module)
+
+            def known(value: Any) -> bool:
+                return after.reaches(value) or id(value) in given
+
+            results = Results(out, signature, recording, known)
         except TracedValueError:
             recording.undo()
             raise
         changes = list(before.changes())
-        after = Surroundings(roots, _is_module)
-
-        def known(value: Any) -> bool:
-            return after.reaches(value) or any(value is o for o, _ in signature.objects)
-
-        results = Results(out, signature, recording, known)
-        hidden = self._end_leaves(recording, signature)
-        computed = [*results.tensors, *hidden]
-        state = [*recording.bound.values(), *(t._data for t in signature.tensors)]
-        computed = recording.finish(computed)
-        xp = recording._xp or namespace()
-        first = own([t._data for t in computed], [*state, *recording.bound.values()], xp)
-        program = make_program(recording, xp)
-        if self._debug:
-            program = self._checked(program, recording, after, known)
-        found = Specialisation(signature, results, recording, after, program, mode, self._lock)
-        result = found.call(args, kwargs, first)
-        if not self._debug:
-            found.release()
-        structure.changed()
         refusal = self._refusal(before, changes, switched, dtype, noise)
-        if refusal is not None:
-            vars(refusal)["_result"] = result
-            raise refusal
-        self._keep(found, changes)
-        return result
+        return _Ran(signature, recording, results, after, known, mode, changes, refusal)
 
-    def _checked(
-        self, program: Program, recording: Recording, seen: Surroundings, known: Callable[[Any], bool]
-    ) -> Program:
+    def _checked(self, program: Program, ran: _Ran) -> Program:
         """The program with a check against the function in its first calls."""
+        seen = ran.after
         names = {id(t._data): path for t, path in seen.tensors.values()}
         names |= {id(t._node): path for t, path in seen.tensors.values() if t._node is not None}
 
@@ -209,20 +236,7 @@ class Compiled(Generic[P, R]):
         def name_of(what: Any) -> str:
             return names.get(id(what), f"a state of shape {what.shape}")
 
-        return Checked(program, recording, again, self._function, known, name_of)
-
-    def _end_leaves(self, recording: Recording, signature: Signature) -> list[Tensor]:
-        """The gradients that leaves among the arguments end with, where the program has to compute them."""
-        ends: dict[Leaf, str] = {}
-        hidden = []
-        entry = {id(t) for t in signature.gradients}
-        for leaf, _ in signature.leaves:
-            final = leaf.grad
-            ends[leaf] = "none" if final is None else "same" if id(final) in entry else "computed"
-            if ends[leaf] == "computed":
-                hidden.append(final)
-        vars(recording)["leaf_ends"] = ends
-        return hidden
+        return Checked(program, ran.recording, again, self._function, ran.known, name_of)
 
     def _refusal(
         self, before: Surroundings, changes: list[Change], switched: bool, dtype: Any, noise: Any
@@ -244,19 +258,18 @@ class Compiled(Generic[P, R]):
             )
         return None
 
-    def _keep(self, found: Specialisation, changes: list[Change]) -> None:
-        """Keep a specialisation for the next calls, if it can be right for any."""
-        self._first.update(change.path for change in changes)
+    def _count_useless(self, moved: str) -> None:
+        """Note that a recorded call gave its own state other memory, so that its program fits no other."""
+        self._useless += bool(moved)
+        if self._useless >= _TRIES:
+            self._give_up(f"no recorded call was of use for the next: {moved}")
+
+    def _keep(self, found: Specialisation) -> None:
+        """Keep a specialisation for the next calls."""
         found.why = self._why(found)
-        reason = str(changes[0]) if changes else _useless(found)
-        if reason:
-            self._useless += 1
-            if self._useless >= _TRIES and not changes:
-                self._give_up(f"every call changes what it depends on: {reason}")
-            return
         self._useless = 0
         self._recorded += 1
-        self._specialisations = [found, *(s for s in self._specialisations if not _useless(s))][:_MOST]
+        self._specialisations = [found, *(s for s in self._specialisations if not s.recording.moved())][:_MOST]
         self._latest = None if self._debug else found
         if self._recorded == _MANY and self._modest:
             self._give_up(f"{_MANY} recorded calls were not enough, the last time because of {found.why}")
@@ -304,14 +317,6 @@ def _restored(function: Callable[P, R], debug: bool) -> Compiled[P, R]:
     return Compiled(function, debug, config.env_flag("GRADFLOW_COMPILE", default=True))
 
 
-def _useless(found: Specialisation) -> str:
-    """Why a specialisation can never fit again, or an empty text."""
-    for t, data, node in found._met:
-        if t._data is not data or t._node is not node:
-            return f"a {type(t).__name__} of shape {t.shape} took other memory, or another place in the graph"
-    return ""
-
-
 def _side_effect(what: str, fix: str) -> TracedValueError:
     return TracedValueError(explain(f"{what}.", "Python runs in the first call only, and would not do it again.", fix))
 
@@ -339,16 +344,57 @@ def compile(function: Callable[P, R], *, debug: bool = False) -> Compiled[P, R]:
 @overload
 def compile(*, debug: bool = False) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
 def compile(function: Any = None, *, debug: bool = False) -> Any:
-    """Make a function run as one program: recorded at the first call, run without Python from then on.
+    """Make a function run as one program: recorded at its first call, run without Python from then on.
 
-    TODO docs
+    The first call runs eagerly and is written down: forward pass, backward sweep, optimizer, and all. Later calls run
+    what was written, on new arguments. Parameters, buffers, optimizer state, hyper-parameters and random state are read
+    and written where they lie, so a new learning rate or a loaded state dict is seen. Whatever else could make a
+    difference (shapes, dtypes, static values, train or eval, frozen layers, attributes, closures, globals) is looked at
+    in every call, in about a microsecond, and records a further program where it differs. Installed packages are taken
+    not to change.
+
+    Python runs in recorded calls alone. What needs it at every call raises: reading a computed value (`.item()`,
+    `bool(t)`, a mask as an index), and effects beside the result (an attribute set, a list appended to). NumPy's own
+    arithmetic on arrays, and printing, happen once.
+
+    Arguments and results may be nested tuples, lists, dicts, named tuples and dataclasses. NumPy arrays come in as
+    Tensors. Results are new memory at every call and have no history: call `backward()` inside. `.grad` afterwards is
+    what eager leaves, in memory that the next call overwrites: keep a copy of it.
+
+    Args:
+        function: a function, a method, a Module, or anything that is called.
+        debug: hold the first calls of each program against the function, with results, states and gradients.
+
+    Returns:
+        A function of the same arguments, with `explain()`, `source()` and `clear()`. With ``GRADFLOW_COMPILE=0`` in the
+        environment it runs eagerly; so it does under `gf.detect_anomaly()`.
+
+    Raises:
+        DTypeError: something that cannot be called, or a coroutine function.
+        TracedValueError: (when called) the function does what no program can; the line and a way out are named.
+        CompilationError: (when called, with `debug`) a program differs from the function.
+
+    >>> model = gf.nn.Linear(2, 1)
+    >>> optimizer = gf.optim.SGD(model.parameters(), lr=0.1)
+    >>> @gf.compile
+    ... def step(x, t):
+    ...     loss = gf.mse_loss(model(x), t)
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     return loss
+    >>> losses = [step(gf.ones((4, 2)), gf.zeros((4, 1))).item() for _ in range(20)]
+    >>> losses[-1] < losses[0] / 10
+    True
+    >>> step
+    <compiled step, 1 specialisation>
     """
     debug = flag("compile", "debug", debug)
     if function is None:
         return lambda f: compile(f, debug=debug)
     if not callable(function):
         raise wrong_kind("compile", "function", function, "it is called.", "gf.compile(step)")
-    not_async("compile", function)
+    not_async("gf.compile", function)
     if isinstance(function, Compiled):
         return function
     return Compiled(function, debug, config.env_flag("GRADFLOW_COMPILE", default=True))

@@ -7,6 +7,7 @@ call against them. Gradients that outlive the call become writes into one lastin
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,7 @@ class Recording(Trace):
         probes: what decided which operations ran, and how to ask again.
         values: untraced tensors that Python read, copies of what they held, and where it was.
         met: the tensors whose memory is bound, with their memory and node.
+        created: bound variables whose values never change.
         writes_arguments: whether an argument was written in place.
         argument_leaves: the leaves that stand for arguments; their gradients are handed in and out.
     """
@@ -53,6 +55,7 @@ class Recording(Trace):
         self.probes: list[tuple[Callable[[], Any], Any]] = []
         self.values: list[tuple[Tensor, np.ndarray, str]] = []
         self.met: list[tuple[Tensor, Any, Any]] = []
+        self.created: set[int] = set()
         self.writes_arguments = False
         self.argument_leaves: set[Leaf] = set()
         self._arrays_of_leaves = arrays_of_leaves
@@ -65,8 +68,10 @@ class Recording(Trace):
         self._began = tape.tick()
 
     # ------------------------------------------------------------ the interpreter
-    def begin(self) -> None:
-        """Leaves that are made from now on are the call's own."""
+    def begin(self, arguments: list[Tensor], gradients: list[Tensor], leaves: list[Leaf]) -> None:
+        """Take the arguments, and the gradients that leaves among them have; later leaves are the call's own."""
+        self.arguments = [self._new(t) for t in (*arguments, *gradients)]
+        self.argument_leaves = set(leaves)
         self._began = tape.tick()
         self._outer: Interpreter | None = get_mode().interpreter
 
@@ -228,6 +233,35 @@ class Recording(Trace):
         self._variables.clear()
         self._before.clear()
         return results
+
+    def moved(self) -> str:
+        """What has taken other memory, or another place in the graph, since it was met: no other call is like this."""
+        for t, data, node in self.met:
+            if t._data is not data or t._node is not node:
+                return f"a {type(t).__name__} of shape {t.shape} took other memory, or another place in the graph"
+        return ""
+
+    def meets(self, arguments: list[Tensor]) -> bool:
+        """Whether an argument shares memory with something that is written: the trace does not hold for others."""
+        owners = [id(t.backend.extent(t._data)[0]) for t in arguments]
+        if self.writes_arguments:
+            bound = {id(self._xp.backend.extent(array)[0]) for array in self.bound.values()}
+            return len(set(owners)) < len(owners) or not bound.isdisjoint(owners)
+        return not self.written_owners().isdisjoint(owners)
+
+    def find_created(self) -> None:
+        """Tell the constants that the call made: nobody else holds them, so nobody can write into them."""
+        written = {v for equation in self.equations for v in equation.operands[: equation.primitive.writes]}
+        kept = {id(t._data) for t, _, _ in self.met}
+        probe = {0: self._xp.as_array(0.0) if self._xp is not None else None}
+        (alone,) = (sys.getrefcount(array) for array in probe.values())
+        self.created = {
+            variable
+            for (variable, array), holders in zip(
+                self.bound.items(), [sys.getrefcount(array) for array in self.bound.values()], strict=True
+            )
+            if holders <= alone and variable not in written and id(array) not in kept and array.base is None
+        }
 
     def _leave_gradients(self, lasting: set[int]) -> None:
         new: list[tuple[Leaf, Tensor, int]] = []

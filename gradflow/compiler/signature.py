@@ -242,6 +242,8 @@ class Results:
     Attributes:
         tensors: those that the program computes.
         expression: of `r`, the tuple of fresh arrays, and of the argument variables; names in `scope`.
+        shared: statements before it.
+        gradients: statements that hand out the gradients of arguments.
     """
 
     def __init__(self, out: Any, signature: Signature, recording: Recording, known: Callable[[Any], bool]) -> None:
@@ -252,6 +254,26 @@ class Results:
         self._arguments = {id(made): name for made, name in signature._given.values()}
         self.shared: list[str] = []
         self.expression = self._take(out, "the result")
+        self.gradients = self._gradients()
+
+    def take_tensors(self) -> list[Tensor]:
+        """What the program computes, results and gradients of arguments; they are not held any longer."""
+        taken, self.tensors = self.tensors, []
+        return taken
+
+    def _gradients(self) -> list[str]:
+        """Statements that give the leaves among the arguments the gradients that the program computes."""
+        entry = {id(t) for t in self._signature.gradients}
+        lines = []
+        for leaf, name in self._signature.leaves:
+            final = leaf.grad
+            if final is None and leaf in self._recording.leaves:
+                lines.append(f"{name}._node.grad = None")
+            elif final is not None and id(final) not in entry:
+                self.scope["wrap"] = wrap
+                lines.append(f"{name}._node.grad = wrap(r[{len(self.tensors)}], {name}._xp)")
+                self.tensors.append(final)
+        return [*lines, "structure.changed()"] if lines else []
 
     def _constant(self, value: Any) -> str:
         name = f"c{len(self.scope)}"

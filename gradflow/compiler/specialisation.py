@@ -19,7 +19,7 @@ from gradflow.compiler.recording import Recording, lasting_gradient
 from gradflow.compiler.signature import Results, Signature
 from gradflow.compiler.surroundings import SIMPLE, Surroundings, _Cell, _Code, _Slots
 from gradflow.mode import Mode, get_mode
-from gradflow.tensor import Tensor, wrap
+from gradflow.tensor import Tensor
 
 NO: Any = type("No", (), {"__repr__": lambda self: "no fit"})()
 """What a specialisation answers to a call that it is not for."""
@@ -32,7 +32,6 @@ class Specialisation:
         call: (args, kwargs) -> the result, or NO.
         why: why it was made.
         reason: what `recheck` found when it last refused, else empty.
-        calls: how often the program has run.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class Specialisation:
         results: Results,
         recording: Recording,
         surroundings: Surroundings,
-        program: Program,
+        program: Program | None,
         mode: Mode,
         lock: Any,
     ) -> None:
@@ -72,7 +71,7 @@ class Specialisation:
         signature, recording, scope = self.signature, self.recording, self._scope
         scope |= signature.scope | results.scope
         scope |= {
-            "NO": NO, "get_mode": get_mode, "structure": structure, "mode": self.mode, "seen": None, "wrap": wrap,
+            "NO": NO, "get_mode": get_mode, "structure": structure, "mode": self.mode, "seen": None,
             "override": backend._override.get, "backend": backend._override.get(), "program": self.program,
             "acquire": lock.acquire, "release": lock.release, "this": weakref.ref(self),  # a cycle would keep the model
         }  # fmt: skip
@@ -88,7 +87,7 @@ class Specialisation:
                 for a, variable in zip(signature.arrays, recording.arguments, strict=False)
                 if recording.facts[variable][1] in kinds
             ]
-        if self.program.contiguous and not recording.writes_arguments:
+        if self.program is not None and self.program.contiguous and not recording.writes_arguments:
             scope["contiguous"] = np.ascontiguousarray
             guards += [f"if not {a}.flags.c_contiguous: {a} = contiguous({a})" for a in signature.arrays]
         lines = [
@@ -107,7 +106,7 @@ class Specialisation:
             f"    r = program(({''.join(f'{a}, ' for a in arrays)}))",
             "    if not fresh: this().leave()",
             "  finally: release()",
-            *self._hand_out_gradients(),
+            *results.gradients,
             *results.shared,
             f"return {results.expression}",
         ]
@@ -153,22 +152,6 @@ class Specialisation:
             scope[f"size{i}"] = count
         for i, (holder, key) in enumerate(self._places):
             scope[f"p{i}"] = holder[key]
-
-    def _hand_out_gradients(self) -> list[str]:
-        """Lines that give the leaves among the arguments the gradients that the program computed."""
-        lines: list[str] = []
-        at = len(self.recording.results) - sum(1 for how in self.leaf_results() if how == "computed")
-        for (leaf, name), how in zip(self.signature.leaves, self.leaf_results(), strict=True):
-            if how == "none" and leaf in self.recording.leaves:
-                lines.append(f"{name}._node.grad = None")
-            elif how == "computed":
-                lines.append(f"{name}._node.grad = wrap(r[{at}], {name}._xp)")
-                at += 1
-        return [*lines, "structure.changed()"] if lines else []
-
-    def leaf_results(self) -> list[str]:
-        """For each leaf among the arguments, what becomes of its gradient: "none", "same" or "computed"."""
-        return [getattr(self.recording, "leaf_ends", {}).get(leaf, "same") for leaf, _ in self.signature.leaves]
 
     # ------------------------------------------------------------ the close look
     def recheck(self) -> bool:
