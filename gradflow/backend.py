@@ -434,7 +434,7 @@ def _instance(name: str, device: str | None) -> Backend:
 def _create(name: str, device: str | None) -> Backend:
     entries = _entry_points().get(name, [])
     if not entries:
-        absent = "no installed package offers it (this version of gradflow comes with numpy alone)."
+        absent = "no installed package offers it (gradflow comes with numpy and numba)."
         raise _UnusableError(absent, _pip("gradflow", _KNOWN[name]))
     origins = {entry.value: entry.dist.name if entry.dist is not None else entry.value for entry in entries}
     if len(origins) > 1:

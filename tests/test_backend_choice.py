@@ -304,7 +304,7 @@ def test_known_but_not_installed() -> None:
     assert isinstance(caught.value, ImportError)
     assert str(caught.value) == (
         'backend="cupy:1" cannot be used on this machine.\n'
-        "  why: no installed package offers it (this version of gradflow comes with numpy alone).\n"
+        "  why: no installed package offers it (gradflow comes with numpy and numba).\n"
         '  fix: pip install "gradflow[cuda12]" or pip install "gradflow[cuda13]"'
     )
 
@@ -348,7 +348,7 @@ def test_the_list_of_backends(install: Install) -> None:
     install(FakePlugin("numpy"), FakePlugin("numba", "numba", "Numba is not installed"), FakePlugin("fakelib"))
     with use_backend("fakelib:1"):
         assert [str(info) for info in backends()] == [
-            "cupy: not available: no installed package offers it (this version of gradflow comes with numpy alone).",
+            "cupy: not available: no installed package offers it (gradflow comes with numpy and numba).",
             "fakelib: available on dev:1 (fakelib 1.5), the default",
             "numba: not available: Numba is not installed",
             "numpy: available on dev:0 (fakelib 1.5)",
@@ -497,6 +497,51 @@ def test_wrong_use_of_the_command_line(arguments: tuple[str, ...]) -> None:
     done = run("-m", "gradflow", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: python -m gradflow")
+
+
+# -------------------------------------------------------------------------------------------------------------- threads
+OPENBLAS = """
+import ctypes, glob, os, numpy as np, gradflow as gf
+(path,) = glob.glob(os.path.join(os.path.dirname(np.__file__), "..", "numpy.libs", "libscipy_openblas64_*"))
+count = ctypes.CDLL(path).scipy_openblas_get_num_threads64_
+"""
+
+
+def test_the_number_of_threads_of_a_matrix_product_is_set_and_taken_back() -> None:
+    if not list((Path(np.__file__).parent.parent / "numpy.libs").glob("libscipy_openblas64_*")):
+        pytest.skip("this NumPy bundles no OpenBLAS")
+    code = """
+        first = count()
+        gf.set_num_threads(1)
+        print(count(), gf.get_num_threads())
+        gf.set_num_threads(1000)
+        print(count() <= os.cpu_count(), gf.get_num_threads() == count())
+        gf.set_num_threads(None)
+        print(count() == first)
+    """
+    assert python(OPENBLAS + textwrap.dedent(code)).splitlines() == ["1 1", "True True", "True"]
+
+
+def test_a_library_that_cannot_be_told_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradflow_numpy import blas
+
+    monkeypatch.setattr(blas, "_functions", lambda: None)
+    with pytest.raises(BackendUnavailableError, match="finds no function that sets it") as caught:
+        choice.set_num_threads(2)
+    assert "OMP_NUM_THREADS=1 python" in str(caught.value)
+    assert choice.get_num_threads() == choice.usable_cpus()
+
+
+@pytest.mark.parametrize("wrong", [0, -1])
+def test_less_than_one_thread_is_an_error(wrong: int) -> None:
+    with pytest.raises(ArgumentError, match="it is at least 1"):
+        choice.set_num_threads(wrong)
+
+
+@pytest.mark.usefixtures("three")
+def test_the_number_of_threads_is_the_current_backends() -> None:
+    with use_backend("fakelib"):
+        assert choice.get_num_threads() == 3
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

@@ -329,6 +329,7 @@ RIGHT: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {  # wh
     "set_backend": arguments(like("numpy")),
     "set_default_dtype": arguments(like(gf.float32)),
     "set_grad_enabled": arguments(like(True)),
+    "set_num_threads": arguments(like(1)),
     "squeeze": arguments(lambda: gf.ones((1, 2)), like(0)),
     "stack": arguments(lambda: [floats(), floats()], axis=0),
     "take": arguments(floats, lambda: gf.tensor([0]), axis=0),
@@ -406,8 +407,9 @@ RIGHT: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {  # wh
     "load": arguments(lambda: saved_file() and "whole", backend=None),
 }  # fmt: skip
 NO_ARGUMENTS = {
-    "Tensor", "enable_grad", "no_grad", "backends", "get_backend", "get_default_dtype", "is_grad_enabled",
-    "random.default_generator", "nn.Identity", "nn.ReLU", "nn.SiLU", "nn.Sigmoid", "nn.Tanh", "nn.Module",
+    "Tensor", "enable_grad", "no_grad", "backends", "get_backend", "get_default_dtype", "get_num_threads",
+    "is_grad_enabled", "random.default_generator", "nn.Identity", "nn.ReLU", "nn.SiLU", "nn.Sigmoid", "nn.Tanh",
+    "nn.Module",
 }  # fmt: skip
 PROTOCOLS = {"data.Dataset", "optim.Optimizer", "optim.ParamGroup"}  # not called by users
 
@@ -500,6 +502,7 @@ ACCEPTED = {  # beside None where it is the default
         "save 1", "arange 1", "clip 1", "clip 2", "eye 1", "linear 2", "training.evaluate 3", "init.calculate_gain 1",
         "init.kaiming_uniform_ 1", "init.kaiming_normal_ 1", "nn.CrossEntropyLoss 0", "nn.BCEWithLogitsLoss 0",
         "nn.BCEWithLogitsLoss 1", "nn.BCELoss 0", "nn.Embedding 2", "layer_norm 1", "layer_norm 2",
+        "set_num_threads 0",
     },
 }  # fmt: skip
 
@@ -512,6 +515,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visitors: None) -> It
     yield tmp_path
     config.set_default_dtype(gf.float32)
     gf.set_backend(None)
+    gf.set_num_threads(None)
 
 
 @pytest.mark.parametrize("name", CALLS)

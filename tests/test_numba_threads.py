@@ -114,6 +114,19 @@ def test_a_limit_is_set_and_taken_back() -> None:
     assert run(code).splitlines() == ["1 False 1", "True True", "True True"]
 
 
+@several
+def test_the_backends_limit_holds_for_parallel_loops_and_for_matrix_products() -> None:
+    code = """
+    import gradflow as gf
+    from gradflow_numpy.blas import blas_threads
+    gf.set_backend("numba")
+    most = gf.get_num_threads()
+    gf.set_num_threads(1); print(gf.get_num_threads(), threads.available(), blas_threads() in (1, None))
+    gf.set_num_threads(None); print(gf.get_num_threads() == threads.available() == most)
+    """
+    assert run(code).splitlines() == ["1 1 True", "True"]
+
+
 # ---------------------------------------------------------------- forks
 FORK = """
 def child(work):
