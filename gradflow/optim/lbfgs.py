@@ -256,9 +256,7 @@ class LBFGS(Optimizer):
         }
 
     def _misfits_of_entries(self, state: Mapping[Any, Any]) -> Iterator[str]:
-        for number in range(1, len(self._params)):
-            if entry_of(state, number):
-                yield f"it has a state of parameter {number}"
+        yield from (f"it has a state of parameter {key}" for key in state if str(key) != "0")
         try:
             self._memory_of(entry_of(state, 0))
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:

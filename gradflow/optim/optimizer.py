@@ -135,6 +135,7 @@ class ParamGroup(Mapping[str, Any]):
 
     def __init__(self, optimizer: Optimizer, params: list[Tensor], values: dict[str, float]) -> None:
         self.params = params
+        self.initial_lr: float | None = None  # the learning rate before any schedule changed it
         self._names = optimizer.hyper
         numbers = np.array([require(name, values[name]) for name in self._names])
         self.hyper = make_tensor(numbers, backend=params[0].backend)
