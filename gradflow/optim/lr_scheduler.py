@@ -737,3 +737,9 @@ class SequentialLR(Schedule):
         """Begin anew, with the first schedule."""
         self.last_epoch = 0
         self._schedulers[0].restart()
+
+
+__all__ = [
+    "CosineAnnealingLR", "ExponentialLR", "LRScheduler", "LambdaLR", "LinearLR", "MultiStepLR", "OneCycleLR",
+    "ReduceLROnPlateau", "Schedule", "SequentialLR", "StepLR",
+]  # fmt: skip
