@@ -45,8 +45,8 @@ class Schedule(ABC):
     def _groups(cls, optimizer: Any) -> list[ParamGroup]:
         """The groups of what should be an optimizer."""
         if not isinstance(optimizer, Optimizer):
-            name = cls.__name__
-            raise wrong_kind(name, "optimizer", optimizer, "it changes an optimizer's lr.", f"{name}(optimizer, ...)")
+            fix = "optimizer = optim.SGD(model.parameters(), lr=0.1), and give that"
+            raise wrong_kind(cls.__name__, "optimizer", optimizer, "it changes an optimizer's lr.", fix)
         return optimizer.param_groups
 
     def get_last_lr(self) -> list[float]:
