@@ -18,7 +18,7 @@ from gradflow.compiler.memory import ALIGNMENT, Place, Plan
 from gradflow.compiler.regions import Region
 from gradflow_numba import blas, threads
 from gradflow_numba.emit import WIDTH, Cell, kernel_of
-from gradflow_numba.fixed import combine_text, fixed
+from gradflow_numba.fixed import body, combine_text, fixed
 from gradflow_numba.kernels_on_disk import compiled, source_of
 
 Array = Any
@@ -132,7 +132,7 @@ class Native(Executable):
     # ------------------------------------------------------------ building
     def _build(self) -> None:
         part = Part()
-        uses_blas = any(g.nodes[0].op == "gemm" for r in self.plan.regions for g in r.groups)
+        uses_blas = any(g.nodes[0].op in ("gemm", "batch_gemm") for r in self.plan.regions for g in r.groups)
         if uses_blas:
             part.add([self._blas_item(ONE)], [], 0)
         for region in self.plan.regions:
@@ -206,6 +206,9 @@ class Native(Executable):
         if node.op == "check":
             (wrong,) = node.operands
             return [Item("check", fixed("check"), [Cell(self.plan.place(wrong)), self._failed.ctypes.data], "")]
+        if node.op in _WORDS:
+            text = body(node.op, node.out.dtype)
+            return [Item(node.op, compiled(text), _WORDS[node.op](self.plan, node), text, 0, 2 * node.out.nbytes)]
         kernel = kernel_of(group, self.plan)
         size = group.space[0] * group.space[1]
         nbytes = size * sum(v.value.dtype.itemsize for v, n in group.reads() if v.row and v.column)
@@ -313,6 +316,35 @@ def _strided(flat: Array, strides: Sequence[int], shape: Sequence[int]) -> Array
     return np.lib.stride_tricks.as_strided(flat, shape, [t * item for t in strides])
 
 
+def _batch_gemm_words(plan: Plan, node: Node) -> Row:
+    count, rows, inner, columns, *steps = node.settings
+    words: Row = [count, rows, columns, inner]
+    for view, (step, row, column), shape in zip(node.operands, steps, ((rows, inner), (inner, columns)), strict=True):
+        words += [Cell(plan.place(view)), step, *_step(view._replace(row=row, column=column, space=shape))]
+    return [*words, Cell(plan.places[node.out])]
+
+
+def _table_words(plan: Plan, node: Node) -> Row:
+    table, index = node.operands
+    return [*node.space, Cell(plan.place(table)), node.settings, Cell(plan.place(index)), Cell(plan.places[node.out])]
+
+
+def _uniform_words(plan: Plan, node: Node) -> Row:
+    return [*node.space, Cell(plan.place(node.operands[0])), Cell(plan.places[node.out])]
+
+
+def _copy_words(plan: Plan, node: Node) -> Row:
+    lengths, strides = node.settings
+    words = [n for pair in zip(lengths, strides, strict=True) for n in pair]
+    return [node.out.size, Cell(plan.place(node.operands[0])), Cell(plan.places[node.out]), len(lengths), *words]
+
+
+_WORDS: dict[str, Callable[[Plan, Node], Row]] = {
+    "batch_gemm": _batch_gemm_words, "gather": _table_words, "scatter": _table_words, "uniform": _uniform_words,
+    "strided_copy": _copy_words,
+}  # fmt: skip
+
+
 def _step(matrix: View) -> tuple[int, int]:
     """The step between rows (or columns, if it lies transposed), and whether it does."""
     rows, columns = matrix.space
@@ -330,6 +362,9 @@ def _work(group: Group) -> int:
     return rows * columns * len(group.nodes) // 2
 
 
+_ITEMS = frozenset({"gemm", "batch_gemm", "gather", "scatter", "uniform", "strided_copy"})
+
+
 @final
 class Generator(CodeGenerator):
     """Native programs for arrays on the host."""
@@ -338,9 +373,9 @@ class Generator(CodeGenerator):
     opens_updates = True
 
     @property
-    def multiplies(self) -> bool:  # type: ignore[override]
-        """Whether there is an OpenBLAS whose functions can be called."""
-        return blas.available()
+    def items(self) -> frozenset[str]:  # type: ignore[override]
+        """Products only where there is an OpenBLAS whose functions can be called."""
+        return _ITEMS if blas.available() else _ITEMS - {"gemm", "batch_gemm"}
 
     def tasks(self, graph: Graph) -> int:
         available = threads.available()

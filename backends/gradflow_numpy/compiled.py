@@ -196,7 +196,7 @@ class Generator(CodeGenerator):
 
     fuses = False
     opens_updates = False
-    multiplies = True
+    items = frozenset({"gemm"})
 
     def tasks(self, graph: Graph) -> int:
         return 1

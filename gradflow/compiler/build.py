@@ -37,7 +37,7 @@ def plan_of(
         thin=switches.thin,
         share=switches.share,
         open_updates=generator.opens_updates,
-        multiplies=generator.multiplies,
+        items=generator.items,
     )
     if switches.orient:
         graph = oriented(graph)

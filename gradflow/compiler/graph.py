@@ -12,7 +12,13 @@ row_sum …     a view over (rows, columns)             one element for each row
 col_sum …     a view over (rows, columns)             one element for each column
 gemm          matrices (rows, k) and (k, columns)     their product
 transpose     a matrix                                the same matrix, dense
+batch_gemm    two stacks of matrices                  their products, one a row
+gather        a table, indices                        a row of the table for each index
+scatter       rows, indices                           a table: zeros, and each row added where its index says
+uniform       a generator's state                     random numbers in [0, 1)
+strided_copy  a view of any number of axes            its elements, dense
 pack          parts that lie in it, one a row         a value that its parts have filled
+check         an element                              whether it is not 0; then the program stops
 call          whole values                            what a primitive's own kernel computes
 ============  ======================================  ==========================================
 
@@ -32,7 +38,9 @@ Space = tuple[int, int]
 ROW_REDUCTIONS = {"row_sum", "row_max", "row_min"}
 COLUMN_REDUCTIONS = {"col_sum", "col_max", "col_min"}
 REDUCTIONS = ROW_REDUCTIONS | COLUMN_REDUCTIONS
-WHOLE = {"gemm", "transpose", "pack", "call", "check"}
+WHOLE = {
+    "gemm", "batch_gemm", "transpose", "pack", "call", "check", "gather", "scatter", "uniform", "strided_copy",
+}  # fmt: skip
 """Operations that are an item of their own: they share no loop with others."""
 
 
@@ -125,7 +133,7 @@ class Node:
         space: the rows and columns it runs over.
         index: its place in the order of the program.
         group: the group whose loop it runs in.
-        settings: what a `call` needs besides: the primitive, its settings, the shapes of its operands.
+        settings: what it needs besides; for a `call` the primitive, its settings, the shapes of its operands.
         site: the user's line.
     """
 

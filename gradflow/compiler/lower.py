@@ -152,14 +152,20 @@ class Lowering:
         thin: inner lengths up to it make no matrix product but sums of products.
         share: whether common subexpressions are computed once.
         open_updates: whether optimizers' rules become nodes; otherwise the backend's own kernel is called.
-        multiplies: whether products of matrices become nodes.
+        items: operations beside loops that become nodes; the others become calls.
     """
 
     def __init__(
-        self, namespace: Any, *, thin: int = 4, share: bool = True, open_updates: bool = True, multiplies: bool = True
+        self,
+        namespace: Any,
+        *,
+        thin: int = 4,
+        share: bool = True,
+        open_updates: bool = True,
+        items: frozenset[str] = frozenset({"gemm"}),
     ) -> None:
         self.namespace, self.thin, self.share = namespace, thin, share
-        self.open_updates, self.multiplies = open_updates, multiplies
+        self.open_updates, self.items = open_updates, items
         self.graph = Graph()
         self.memo: dict[Any, Value] = {}
         self.memory = _Memory(self)
@@ -322,7 +328,7 @@ class Lowering:
     def _rearranged(self, s: Symbol, axes: list[int], shape: Shape) -> Symbol:
         """A symbol whose strides do not merge, copied into the order of the loop's axes, which then merge."""
         lengths = tuple(shape[i] for i in axes)
-        copied = self.call("copy", [s.at(s.offset, [s.strides[i] for i in axes], lengths)], {})
+        copied = self.strided_copy(s.at(s.offset, [s.strides[i] for i in axes], lengths))
         found = dict(zip(axes, contiguous(lengths), strict=True))
         return copied.at(0, [found.get(i, 0) for i in range(len(shape))], shape)
 
@@ -333,7 +339,7 @@ class Lowering:
         lengths, strides = _squeezed(s.shape, s.strides)
         split, (fits,) = _split(lengths, [strides])
         if not fits:
-            return self.call("copy", [s], {})
+            return self.strided_copy(s)
         space = math.prod(lengths[:split]), math.prod(lengths[split:])
         view = View(
             s.value, s.offset, _merged(lengths[:split], strides[:split]), _merged(lengths[split:], strides[split:]), space
@@ -465,7 +471,7 @@ class Lowering:
             rows = self.lower_matmul(self.lower_reshape(x, shape=(math.prod(x.shape[:-1]), x.shape[-1])), y)
             return self.lower_reshape(rows, shape=(*x.shape[:-1], y.shape[1]))
         if x.ndim != 2 or y.ndim != 2:
-            return self.call("matmul", [x, y], {})
+            return self._batch_gemm(x, y)
         (rows_, inner), columns = x.shape, y.shape[1]
         if inner <= self.thin:
             return self._sum_of_products(x, y)
@@ -508,13 +514,36 @@ class Lowering:
         return self.dense(packed, (rows, columns))
 
     def _gemm(self, x: Symbol, y: Symbol) -> Symbol:
-        if not self.multiplies:
+        if "gemm" not in self.items:
             return self.call("matmul", [x, y], {})
         x, y = self._matrix(x), self._matrix(y)
         a = View(x.value, x.offset, x.strides[0], x.strides[1], (x.shape[0], x.shape[1]))
         b = View(y.value, y.offset, y.strides[0], y.strides[1], (y.shape[0], y.shape[1]))
         space = x.shape[0], y.shape[1]
         return self.dense(self.new("gemm", [a, b], space, space, x.dtype), space)
+
+    def _batch_gemm(self, x: Symbol, y: Symbol) -> Symbol:
+        """A product for each pair of matrices in two stacks."""
+        if "batch_gemm" not in self.items:
+            return self.call("matmul", [x, y], {})
+        batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        stacks = [self._stack(broadcast(s, (*batch, *s.shape[-2:]))) for s in (x, y)]
+        (rows, inner), columns = x.shape[-2:], y.shape[-1]
+        count = math.prod(batch)
+        views = [View(s.value, s.offset, 0, 0, (0, 0)) for s in stacks]
+        steps = [(_merged(batch, s.strides[:-2]), *s.strides[-2:]) for s in stacks]
+        settings = count, rows, inner, columns, *steps
+        space = count, rows * columns
+        value = self.new("batch_gemm", views, space, space, x.dtype, settings)
+        return self.dense(value, (*batch, rows, columns))
+
+    def _stack(self, s: Symbol) -> Symbol:
+        """A stack of matrices that BLAS can read, one at a constant distance from the other."""
+        (rows, columns), (row, column) = s.shape[-2:], s.strides[-2:]
+        readable = column == 1 and row >= columns or row == 1 and column >= rows
+        if not s.is_number and readable and _merged_or_none(s.shape[:-2], s.strides[:-2]) is not None:
+            return s
+        return self.strided_copy(s) if s.is_number or not _is_dense(s) or not readable else s
 
     def _matrix(self, s: Symbol) -> Symbol:
         """A matrix that BLAS can read: one stride is 1, the other at least the length of that axis."""
@@ -543,11 +572,55 @@ class Lowering:
         if node is not None and node not in self.checks:
             self.checks.append(node)
 
+    def lower_row_index(self, indices: Symbol, *, rows: int) -> Symbol:
+        index = self.cast(indices, np.dtype(np.int64))
+        self.check((index < 0) | (index >= rows))
+        return index
+
     def lower_gather(self, x: Symbol, *indices: Symbol, key: tuple[Any, ...]) -> Symbol:
-        return self.call("gather", [x, *indices], {"key": key})
+        if key != (ARRAY,) or "gather" not in self.items or not x.size or not indices[0].size:
+            return self.call("gather", [x, *indices], {"key": key})
+        index, column = self._rows_chosen(indices[0], x.shape[0])
+        width = math.prod(x.shape[1:])
+        table = self.materialised(self.lower_reshape(x, shape=(x.shape[0], width)))
+        view = View(table.value, table.offset, width, 1, (x.shape[0], width))
+        space = index.size, width
+        value = self.new("gather", [view, column], space, space, x.dtype, settings=x.shape[0])
+        return self.dense(value, (*index.shape, *x.shape[1:]))
 
     def lower_scatter_add(self, x: Symbol, *indices: Symbol, shape: Shape, key: tuple[Any, ...]) -> Symbol:
-        return self.call("scatter_add", [x, *indices], {"shape": shape, "key": key})
+        if key != (ARRAY,) or "scatter" not in self.items or not x.size or not indices[0].size:
+            return self.call("scatter_add", [x, *indices], {"shape": shape, "key": key})
+        index, column = self._rows_chosen(indices[0], shape[0])
+        width = math.prod(shape[1:])
+        rows = self.materialised(self.lower_reshape(x, shape=(index.size, width)))
+        view = View(rows.value, rows.offset, width, 1, (index.size, width))
+        space = shape[0], width
+        return self.dense(self.new("scatter", [view, column], space, space, x.dtype, settings=index.size), shape)
+
+    def _rows_chosen(self, indices: Symbol, rows: int) -> tuple[Symbol, View]:
+        """Indices counted from the front, checked, as a symbol and as a column."""
+        index = self.cast(indices, np.dtype(np.int64))
+        self.check((index < -rows) | (index >= rows))
+        index = self.materialised(self.elementwise("where", index < 0, index + rows, index))
+        return index, View(index.value, index.offset, 1, 0, (index.size, 1))
+
+    def lower_random_uniform(self, state: Symbol, *, shape: Shape, dtype: Any) -> Symbol:
+        if "uniform" not in self.items or not math.prod(shape) or state.strides != (1,):
+            return self.call("random_uniform", [state], {"shape": shape, "dtype": dtype})
+        columns = shape[-1] if shape and shape[-1] % 4 == 0 else math.prod(shape)  # a block is four numbers of a row
+        space = math.prod(shape) // columns, columns
+        view = View(state.value, state.offset, 0, 1, (1, 2))
+        return self.dense(self.new("uniform", [view], space, space, np.dtype(dtype), settings="draw"), shape)
+
+    def strided_copy(self, s: Symbol) -> Symbol:
+        """The elements of a view of many axes, one after the other."""
+        if "strided_copy" not in self.items or s.is_number:
+            return self.call("copy", [s], {})
+        lengths, strides = _squeezed(s.shape, s.strides)
+        view = View(s.value, s.offset, 0, 0, (0, 0))
+        space = 1, s.size
+        return self.dense(self.new("strided_copy", [view], space, space, s.dtype, (lengths, strides)), s.shape)
 
     # ------------------------------------------------------------ anything else
     def call(self, name: str, symbols: Sequence[Symbol], settings: dict[str, Any]) -> Symbol:
@@ -716,7 +789,7 @@ class _Memory:
         lengths, strides = _squeezed(value.shape, value.strides)
         split, (fits,) = _split(lengths, [strides])
         if not fits:
-            value = self.lowering.call("copy", [value], {})
+            value = self.lowering.strided_copy(value)
             lengths, strides = [value.size], [1]
             split = 0
         space = math.prod(lengths[:split]), math.prod(lengths[split:])

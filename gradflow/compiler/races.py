@@ -108,7 +108,8 @@ def _read(plan: Plan, group: Group, node: Node, view: View) -> Access:
     reach = [(n - 1) * t * item for n, t in zip(view.space, (view.row, view.column), strict=True)]
     low = place.offset + sum(min(r, 0) for r in reach)
     high = place.offset + sum(max(r, 0) for r in reach) + item
-    by_rows = group.is_loop and node.space[0] == group.rows or node.op == "gemm" and view is node.operands[0]
+    by_rows = group.is_loop and node.space[0] == group.rows
+    by_rows = by_rows or (node.op, view is node.operands[0]) in (("gemm", True), ("gather", False))
     width = (view.space[1] - 1) * abs(view.column) * item + item
     own_rows = by_rows and view.row * item >= width and view.space[0] == group.rows
     return Access(

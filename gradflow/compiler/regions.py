@@ -57,6 +57,8 @@ def aligned(view: View, group: Group, node: Node) -> bool:
         return bool(of.rows == 1 and is_same(view, node.space))
     if group.is_loop:
         return is_same(view, node.space)
+    if node.op == "gather":
+        return view is node.operands[1] and is_same(view, view.space)
     return node.op == "gemm" and view is node.operands[0] and is_same(view, view.space)
 
 
@@ -76,7 +78,7 @@ def overlaps(view: View, store: Store) -> bool:
     if view.value is not store.memory:
         return False
     if view.space == (0, 0):
-        return True  # a call may read all of it
+        return True  # it may read all of it
     reach = [(n - 1) * t for n, t in zip(view.space, (view.row, view.column), strict=True)]
     low = view.offset + sum(min(r, 0) for r in reach)
     high = view.offset + sum(max(r, 0) for r in reach) + 1
