@@ -154,9 +154,7 @@ class Interpreter:
     def loop(self, group: Group, task: int, lo: int, hi: int) -> None:
         stage = stages(group)
         inside = set(group.nodes)
-        sums = {
-            n: np.full(n.out.size, self.first(n), n.out.dtype) for n in group.nodes if n.op in COLUMN_REDUCTIONS
-        }
+        sums = {n: np.full(n.out.size, self.first(n), n.out.dtype) for n in group.nodes if n.op in COLUMN_REDUCTIONS}
         for r in range(lo, hi):
             values: dict[Node, Any] = {}
             for s in range(max(stage.values()) + 1):

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
 import gradflow as gf
-from gradflow.compiler import races
 from gradflow.compiler.build import Switches, plan_of
-from gradflow.compiler.lower import UnsupportedError, _reshaped, contiguous
+from gradflow.compiler.lower import UnsupportedError
 from gradflow.compiler.trace import trace
 from gradflow.primitive import namespace
 from gradflow.testing import programs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, final
 

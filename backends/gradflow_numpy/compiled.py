@@ -74,7 +74,13 @@ class StraightLine(Executable):
     # ------------------------------------------------------------ arrays
     def _flat(self, place: Place, dtype: Any, size: int) -> Array:
         """The elements from a place on."""
-        key = (place.kind, place.source if isinstance(place.source, int) else id(place.source), place.offset, dtype, size)
+        key = (
+            place.kind,
+            place.source if isinstance(place.source, int) else id(place.source),
+            place.offset,
+            dtype,
+            size,
+        )
         if key not in self._made:
             self._made[key] = self._elements(place, dtype, size)
         return self._made[key]
@@ -88,7 +94,9 @@ class StraightLine(Executable):
         if place.kind == "result":
             return self._outs[place.source].reshape(-1)[first : first + size]
         if place.kind == "argument":
-            whole = self._made.setdefault(("argument", place.source, dtype), np.empty(self._length(place.source), dtype))
+            whole = self._made.setdefault(
+                ("argument", place.source, dtype), np.empty(self._length(place.source), dtype)
+            )
             return whole[first : first + size]
         return _memory(place, dtype, size)
 

@@ -20,8 +20,8 @@ from gradflow.compiler.graph import (
     Space,
     Value,
     View,
+    is_same,
 )
-from gradflow.compiler.lower import is_same
 
 HEAVY = {"exp", "log", "log1p", "tanh", "sigmoid", "erf", "sqrt", "divide", "power", "remainder", "floor_divide"}
 """Computed once and stored rather than computed again."""
@@ -111,7 +111,11 @@ def _parts(node: Node) -> list[Node]:
 def _siblings(node: Node) -> Iterable[Node]:
     """Nodes that read all of the same value over the same space."""
     for view in node.operands:
-        if view.value.kind != "number" and bool(view.row) == (node.space[0] > 1) and bool(view.column) == (node.space[1] > 1):
+        if (
+            view.value.kind != "number"
+            and bool(view.row) == (node.space[0] > 1)
+            and bool(view.column) == (node.space[1] > 1)
+        ):
             for user in view.value.users:
                 if user is not node and user.space == node.space:
                     yield user
@@ -248,9 +252,7 @@ def _in_order(nodes: list[Node]) -> list[Node]:
         waiting = [start]
         while waiting:
             node = waiting[-1]
-            missing = [
-                v.value.node for v in node.operands if v.value.node in inside and v.value.node not in done
-            ]
+            missing = [v.value.node for v in node.operands if v.value.node in inside and v.value.node not in done]
             if missing:
                 waiting += [m for m in missing if m is not None]
                 continue

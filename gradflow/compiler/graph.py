@@ -1,8 +1,8 @@
 """The intermediate representation: values, strided views of them, nodes that compute, groups of nodes, and the plan.
 
 A **value** is a piece of memory: an argument, memory bound by identity, a constant, a number, or what a node computes.
-A **view** is how a node reads a value: offset and strides in elements. So transposes, broadcasts, reshapes and slices are
-no operations. A **node** runs over a two-dimensional space of rows and columns:
+A **view** is how a node reads a value: offset and strides in elements. So transposes, broadcasts, reshapes and slices
+are no operations. A **node** runs over a two-dimensional space of rows and columns:
 
 ============  ======================================  ==========================================
 op            reads                                   computes
@@ -34,6 +34,16 @@ import numpy as np
 
 Array = Any
 Space = tuple[int, int]
+
+COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}
+TESTS = {"isnan", "isfinite", "isinf"}
+LOGIC = {"logical_and", "logical_or", "logical_xor", "logical_not"}
+ELEMENTWISE = (
+    {"add", "subtract", "multiply", "divide", "negative", "square", "abs", "sign", "floor", "exp", "log", "log1p"}
+    | {"sqrt", "tanh", "sigmoid", "erf", "maximum", "minimum", "where", "power", "remainder", "floor_divide", "cast"}
+    | {"bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_invert", "copy"}
+    | COMPARISONS | TESTS | LOGIC
+)  # fmt: skip
 
 ROW_REDUCTIONS = {"row_sum", "row_max", "row_min"}
 COLUMN_REDUCTIONS = {"col_sum", "col_max", "col_min"}
@@ -122,6 +132,16 @@ def whole(value: Value) -> View:
     return View(value, 0, columns if rows > 1 else 0, 1 if columns > 1 else 0, value.home)
 
 
+def is_same(view: View, space: Space) -> bool:
+    """Whether element (i, j) of a loop over `space` reads element (i, j), or (i, 0), of the value."""
+    rows, columns = view.value.home
+    row = columns if rows > 1 else 0
+    return (
+        view.offset == 0 and rows == space[0] and view.row == row and view.column == (1 if columns > 1 else 0)
+        and (columns in (1, space[1]))
+    )  # fmt: skip
+
+
 @dataclass(eq=False, slots=True, repr=False)
 class Node:
     """One computation over a space of rows and columns.
@@ -196,3 +216,25 @@ class Graph:
     def kept(self) -> set[Value]:
         """Values that are needed after the last node: stored ones and results."""
         return {store.value for store in self.stores} | {value for value, _ in self.results}
+
+
+def without_dead_code(graph: Graph) -> Graph:
+    """The same graph with the nodes alone that something kept depends on, and with every value's users."""
+    needed: set[Value] = graph.kept() | {node.out for node in (*graph.checks, *graph.updates)}
+    live: list[Node] = []
+    for node in reversed(graph.nodes):
+        if node.out in needed:
+            live.append(node)
+            needed.update(view.value for view in node.operands)
+            if node.out.part_of is not None:
+                needed.add(node.out.part_of[0])
+    live.reverse()
+    for node in live:
+        node.out.users = []
+        for view in node.operands:
+            view.value.users = []
+    for i, node in enumerate(live):
+        node.index = i
+        for view in node.operands:
+            view.value.users.append(node)
+    return Graph(live, graph.stores, graph.results, graph.checks, graph.updates)

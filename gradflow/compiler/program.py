@@ -9,8 +9,8 @@ from gradflow import tape
 from gradflow.compiler.build import plan_of
 from gradflow.compiler.describe import describe
 from gradflow.compiler.generator import Executable
-from gradflow.compiler.lower import UnsupportedError
 from gradflow.compiler.memory import Plan
+from gradflow.compiler.symbols import UnsupportedError
 from gradflow.compiler.trace import Trace
 
 Arrays = tuple[Any, ...]
@@ -69,7 +69,7 @@ class Generated:
         return out  # type: ignore[return-value]
 
     def _raise(self, arrays: Arrays) -> None:
-        """Run equation by equation up to the first write, for the error of the operation that was given wrong values."""
+        """Run equation by equation up to the first write, for the error of what was given wrong values."""
         trace = self._trace
         first = next((i for i, e in enumerate(trace.equations) if e.primitive.writes), len(trace.equations))
         Interpreted(trace, self._xp, "", stop=first)(arrays)

@@ -1,7 +1,7 @@
-"""The static race check: no task of a region may touch what another one writes, and no memory is used twice at a time.
+"""The static race check: no task of a region may touch what another one writes.
 
-It looks at the finished plan, at places in memory alone, and knows nothing of how the plan was made: so it finds what the
-passes that made it have overlooked.
+It looks at the finished plan, at places in memory alone, and knows nothing of how the plan was made: so it finds what
+the passes that made it have overlooked.
 """
 
 from __future__ import annotations
@@ -112,6 +112,4 @@ def _read(plan: Plan, group: Group, node: Node, view: View) -> Access:
     by_rows = by_rows or (node.op, view is node.operands[0]) in (("gemm", True), ("gather", False))
     width = (view.space[1] - 1) * abs(view.column) * item + item
     own_rows = by_rows and view.row * item >= width and view.space[0] == group.rows
-    return Access(
-        group, _memory(place), low, high, view.row * item, group.rows if own_rows else 1, False, view.value
-    )
+    return Access(group, _memory(place), low, high, view.row * item, group.rows if own_rows else 1, False, view.value)
