@@ -265,11 +265,11 @@ class Surroundings:
         return self._seen.get(id(value)) is value
 
     def ordered(self) -> Iterator[dict[Any, Any]]:
-        """The dicts whose order may matter and which `==` would take for equal in another: not attributes alone."""
+        """The dicts whose order may matter though `==` ignores it: the user's own, and attributes that hold layers."""
         for _, live, _ in self.containers:
             if type(live) is dict and len(live) > 1:
-                objects = sum(type(item) not in SIMPLE and not isinstance(item, Tensor) for item in live.values())
-                if objects > 1 or id(live) not in self._attributes:
+                layers = sum(self._is_module(item) for item in live.values())
+                if layers > 1 or id(live) not in self._attributes:
                     yield live
 
     # ------------------------------------------------------------ then and now
