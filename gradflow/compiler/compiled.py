@@ -220,8 +220,10 @@ class Compiled(Generic[P, R]):
         except TracedValueError:
             recording.undo()
             raise
-        changes = list(before.changes())
+        changes = [*before.changes(), *before.consumed()]
         refusal = self._refusal(before, changes, switched, dtype, noise)
+        if refusal is None and (kind := signature.changed_container()):
+            refusal = _side_effect(f"the function changed a {kind} among its arguments", "return a new one instead")
         return _Ran(signature, recording, results, after, known, mode, changes, refusal)
 
     def _checked(self, program: Program, ran: _Ran) -> Program:
