@@ -27,6 +27,8 @@ from gradflow.data import DataLoader, TensorDataset
 from gradflow.errors import GradflowError
 from gradflow.mode import get_mode
 from gradflow.ops.random import default_generator
+from gradflow.optim import lr_scheduler
+from gradflow.optim.optimizer import FirstOrder
 from gradflow.testing import without_kernels
 
 pytest.importorskip("safetensors")
@@ -34,7 +36,7 @@ RULES = without_kernels("numpy")
 OPTIMIZERS = [
     name
     for name, kind in inspect.getmembers(optim, inspect.isclass)
-    if name in optim.__all__ and issubclass(kind, optim.Optimizer) and not inspect.isabstract(kind)
+    if name in optim.__all__ and issubclass(kind, FirstOrder)
 ]
 
 
@@ -279,6 +281,11 @@ def like(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
+def sgd() -> optim.Optimizer:
+    return optim.SGD(parameters(), lr=0.5, momentum=0.9)
+
+
+SEQUENCED = sgd()
 WEIGHT = lambda: gf.Parameter(gf.zeros((2, 3)))  # noqa: E731
 SIZE, NUMBER, FUNCTION = like(2), like(1.0), like(square_sum)
 OPERAND = arguments(floats)
@@ -371,6 +378,22 @@ RIGHT: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {  # wh
         ["optim.Adam", "optim.AdamW"],
         arguments(parameters, NUMBER, like((0.9, 0.9)), NUMBER, NUMBER, eps_inside_root=False, maximize=False),
     ),
+    "optim.LBFGS": arguments(
+        parameters, NUMBER, SIZE, SIZE, NUMBER, NUMBER, SIZE, like("strong_wolfe")
+    ),
+    "lr_scheduler.LambdaLR": arguments(sgd, like(float)),
+    "lr_scheduler.StepLR": arguments(sgd, SIZE, NUMBER),
+    "lr_scheduler.MultiStepLR": arguments(sgd, like([1, 2]), NUMBER),
+    "lr_scheduler.ExponentialLR": arguments(sgd, NUMBER),
+    "lr_scheduler.LinearLR": arguments(sgd, NUMBER, NUMBER, SIZE),
+    "lr_scheduler.CosineAnnealingLR": arguments(sgd, SIZE, NUMBER),
+    "lr_scheduler.OneCycleLR": arguments(
+        sgd, NUMBER, like(None), SIZE, SIZE, NUMBER, like("cos"), like(True), NUMBER, NUMBER, NUMBER, NUMBER, like(True)
+    ),
+    "lr_scheduler.ReduceLROnPlateau": arguments(
+        sgd, like("min"), like(0.5), SIZE, NUMBER, like("rel"), SIZE, NUMBER, NUMBER
+    ),
+    "lr_scheduler.SequentialLR": arguments(like(SEQUENCED), like([lr_scheduler.StepLR(SEQUENCED, 2)]), like([])),
     # what comes with them
     "init.calculate_gain": arguments(like("leaky_relu"), NUMBER),
     "init.constant_": arguments(WEIGHT, NUMBER),
@@ -382,7 +405,7 @@ RIGHT: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {  # wh
         ["init.kaiming_uniform_", "init.kaiming_normal_"],
         arguments(WEIGHT, NUMBER, like("fan_in"), like("leaky_relu"), generator=None),
     ),
-    "utils.clip_grad_norm_": arguments(parameters, NUMBER, NUMBER),
+    "utils.clip_grad_norm_": arguments(parameters, NUMBER, NUMBER, like(True)),
     "utils.clip_grad_value_": arguments(parameters, NUMBER),
     "utils.functional_call": arguments(linear, lambda: {"bias": gf.zeros(2)}, floats),
     "utils.parameters_to_vector": arguments(parameters),
@@ -410,13 +433,19 @@ NO_ARGUMENTS = {
     "is_grad_enabled", "random.default_generator", "nn.Identity", "nn.ReLU", "nn.SiLU", "nn.Sigmoid", "nn.Tanh",
     "nn.Module",
 }  # fmt: skip
-PROTOCOLS = {"data.Dataset", "optim.Optimizer", "optim.ParamGroup"}  # not called by users
+PROTOCOLS = {
+    "data.Dataset",
+    "lr_scheduler.LRScheduler",
+    "lr_scheduler.Schedule",
+    "optim.Optimizer",
+    "optim.ParamGroup",
+}  # not called by users
 
 
 def public_functions() -> dict[str, Callable[..., Any]]:
     """Everything that can be called, found in the `__all__` of each public module."""
     found: dict[str, Callable[..., Any]] = {}
-    for module in (gf, nn, optim, nn.init, nn.utils, gf.random, gf.data, training):
+    for module in (gf, nn, optim, lr_scheduler, nn.init, nn.utils, gf.random, gf.data, training):
         prefix = "" if module is gf else f"{module.__name__.rpartition('.')[2]}."
         names = getattr(module, "__all__", None) or [
             name for name, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__
@@ -501,7 +530,7 @@ ACCEPTED = {  # beside None where it is the default
         "save 1", "arange 1", "clip 1", "clip 2", "eye 1", "linear 2", "training.evaluate 3", "init.calculate_gain 1",
         "init.kaiming_uniform_ 1", "init.kaiming_normal_ 1", "nn.CrossEntropyLoss 0", "nn.BCEWithLogitsLoss 0",
         "nn.BCEWithLogitsLoss 1", "nn.BCELoss 0", "nn.Embedding 2", "layer_norm 1", "layer_norm 2",
-        "set_num_threads 0",
+        "set_num_threads 0", "optim.LBFGS 3", "optim.LBFGS 7", "lr_scheduler.OneCycleLR 2",
     },
 }  # fmt: skip
 

@@ -82,6 +82,9 @@ LOGSUMEXP = ("`logsumexp(x)`", "entries of −∞, also all of them")
 BCE = ("`nn.BCELoss`, the cross-entropy of a probability p for a target t", "p = 0 or 1")
 REMAINDER = ("`remainder(x, y)`", "everywhere, jumps included")
 TAKE, WRITE = ("`take`, `x[indices]`", "an index that is repeated"), ("`x[indices] = v`", "an index that is repeated")
+TABLE_ROWS = ("`embedding(indices, weight)`", "an index that is repeated")
+PADDING = ("`embedding(indices, weight)`", "the row `padding_idx`")
+GATES = ("`gelu(x)`, `silu(x)`", "x = −∞, x = ∞")
 
 TARGETS = np.array([1.0, 0.0, 0.0, 1.0, 0.3])
 REPEATED = np.array([2, 0, 2])
@@ -177,6 +180,19 @@ TABLE = [
         [[1.0, 0.0, 2.0]], lambda x: x[torch.tensor(REPEATED)], TAKE, jax=lambda x: x[REPEATED], place="whole"),
     Row("x[indices]", lambda x: x[REPEATED], [[1.0, 2.0, 3.0]], [[1.0, 0.0, 2.0]], lambda x: x[torch.tensor(REPEATED)],
         TAKE, jax=lambda x: x[REPEATED], place="whole"),
+    Row("embedding", lambda w: gf.embedding(gf.tensor(REPEATED, backend=w.backend), w), [[[1.0], [2.0], [3.0]]],
+        [[[1.0], [0.0], [2.0]]], lambda w: F.embedding(torch.tensor(REPEATED), w), TABLE_ROWS,
+        jax=lambda w: w[REPEATED], place="whole"),
+    Row("embedding with padding", lambda w: gf.embedding(gf.tensor(REPEATED, backend=w.backend), w, padding_idx=2),
+        [[[1.0], [2.0], [3.0]]], [[[1.0], [0.0], [0.0]]],
+        lambda w: F.embedding(torch.tensor(REPEATED), w, padding_idx=2), PADDING, place="whole"),
+    *(Row(f"{name} at −∞ and ∞", ours, [[-INF, INF]], [[0.0, 1.0]], theirs, GATES, differs=[differs], jax=other,
+          jax_differs=True, place="whole") for name, ours, theirs, other, differs in (
+        ("gelu", gf.gelu, F.gelu, lambda x: jax.nn.gelu(x, approximate=False), [NAN, NAN]),
+        ("gelu by tanh", lambda x: gf.gelu(x, approximate="tanh"), lambda x: F.gelu(x, approximate="tanh"),
+         jax.nn.gelu, [NAN, NAN]),
+        ("silu", gf.silu, F.silu, jax.nn.silu, [NAN, NAN]),
+    )),
     Row("x[indices] = v", written, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], [[0.0, 4.0, 0.0], [0.0, 10.0, 12.0]], None,
         WRITE, place="whole"),
 ]  # fmt: skip
@@ -460,6 +476,9 @@ CLAIMS: dict[tuple[str, str], tuple[str, Call]] = {
     LOGSUMEXP: ("0 for those entries", at_minus_infinity(0.0)),
     BCE: ("(p − t) · 10¹²", lambda p: [np.where((p == 0) | (p == 1), (p - TARGETS) * 1e12, NAN)]),
     REMAINDER: ("1 for x, −⌊x/y⌋ for y", lambda x, y: [1.0, -np.floor(x / y)]),
+    TABLE_ROWS: ("the contributions add up", lambda w: [np.bincount(REPEATED, minlength=3)[:, None]]),
+    PADDING: ("0", lambda w: [np.array([[NAN], [NAN], [0.0]])]),
+    GATES: ("0, 1", lambda x: [np.where(x > 0, 1.0, 0.0)]),
     TAKE: ("the contributions add up", lambda x: [np.bincount(REPEATED, minlength=3)]),
     WRITE: ("to the one that was written last", last_written),
 }

@@ -50,38 +50,38 @@ def _(xp: Any, g: Array, x: Array, gate: Array) -> Any:
 
 @with_residual("gelu")
 def gelu(x: Array, approximate: str) -> tuple[Any, Array]:
+    """The gate is Φ(x); ½ (1 + tanh u) is σ(2u), which keeps its digits where it is near 0."""
     gate = _cut(x)
     if approximate == "tanh":
         cubic = gate * gate
         cubic *= _CUBIC
         cubic += 1
         gate *= cubic
-        gate *= _ROOT_2_BY_PI
-        np.tanh(gate, out=gate)
+        gate *= 2 * _ROOT_2_BY_PI
+        gate = sigmoid(gate)
     else:
         gate *= math.sqrt(0.5)
         gate = erf(gate)
-    gate *= 0.5
-    gate += 0.5
+        gate *= 0.5
+        gate += 0.5
     return _gated(x, gate), gate
 
 
 @vjp("gelu", "x")
 def _(xp: Any, g: Array, x: Array, approximate: str, gate: Array) -> Any:
-    """g (Φ + x φ); of the approximation, whose gate is Φ = ½ (1 + t), φ = 2 Φ (1 − Φ) t′ with t′ of its argument."""
+    """g (Φ + x φ), with the normal density φ; for the approximation, whose Φ is σ(v), φ = Φ (1 − Φ) v′."""
     d = _cut(x)
+    density = d * d
     if approximate == "tanh":
-        slope = d * d
-        slope *= 3 * _CUBIC * 2 * _ROOT_2_BY_PI
-        slope += 2 * _ROOT_2_BY_PI
-        slope *= gate
-        slope *= 1 - gate
+        density *= 3 * _CUBIC * 2 * _ROOT_2_BY_PI
+        density += 2 * _ROOT_2_BY_PI
+        density *= gate
+        density *= 1 - gate
     else:
-        slope = d * d
-        slope *= -0.5
-        np.exp(slope, out=slope)
-        slope *= 0.5 * _ROOT_2_BY_PI
-    d *= slope
+        density *= -0.5
+        np.exp(density, out=density)
+        density *= 0.5 * _ROOT_2_BY_PI
+    d *= density
     d += gate
     d *= g
     return d.reshape(x.shape)

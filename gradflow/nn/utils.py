@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradflow.arguments import number, wrong_kind
+from gradflow.arguments import flag, number, wrong_kind
 from gradflow.errors import ArgumentError, DTypeError, ShapeError, explain
 from gradflow.nn.module import Buffer, Module, slots
 from gradflow.ops.creation import DTYPES, zeros
@@ -153,19 +153,23 @@ def functional_call(model: Module, parameters: Mapping[str, Tensor] | Tensor, *a
             slot.holder[slot.key] = slot.value
 
 
-def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float, norm_type: float = 2.0) -> Tensor:
+def clip_grad_norm_(
+    parameters: Iterable[Tensor] | Tensor, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> Tensor:
     """Scale all gradients together so that their norm, as one vector g, is at most c: g ← g · min(1, c/‖g‖).
 
     Args:
         parameters: those whose ``grad`` is scaled, in place; those without one are passed over.
         max_norm: the bound c ≥ 0.
         norm_type: p of the p-norm; ``math.inf`` for the largest element.
+        error_if_nonfinite: raise where ‖g‖ is infinite or NaN, before anything is scaled. It reads the norm, which a
+            traced step refuses. Without it an infinite norm leaves NaN where a gradient was infinite and 0 elsewhere.
 
     Returns:
         ‖g‖ before clipping.
 
     Raises:
-        ArgumentError: a negative bound, or a p that is not positive.
+        ArgumentError: a negative bound, a p that is not positive, or (if asked for) a norm that is not finite.
 
     >>> w = gf.Parameter([3.0, 4.0])
     >>> (w * w).sum().backward()
@@ -187,6 +191,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float, norm
                 fix,
             )
         )
+    refuse = flag("clip_grad_norm_", "error_if_nonfinite", error_if_nonfinite)
     with no_grad():
         grads = _grads("clip_grad_norm_", parameters)
         if not grads:
@@ -196,8 +201,16 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor, max_norm: float, norm
         else:
             wide = DTYPES["float64"]  # the squares of exploding gradients overflow in float32
             norm = reduce(add, [(abs_(grad.astype(wide)) ** norm_type).sum() for grad in grads]) ** (1 / norm_type)
+        if refuse and not math.isfinite(norm.item()):
+            raise ArgumentError(
+                explain(
+                    f"clip_grad_norm_: the norm of the gradients is {norm.item()}.",
+                    "it was called with error_if_nonfinite=True; nothing was scaled.",
+                    "with gf.detect_anomaly(): around the step says where it comes from",
+                )
+            )
         scale = minimum(max_norm / (norm + 1e-6), 1.0)
-        scales = {dtype: scale.astype(dtype) for dtype in {grad.dtype for grad in grads}}
+        scales = {dtype: scale.astype(dtype) for dtype in dict.fromkeys(grad.dtype for grad in grads)}
         for grad in grads:
             grad *= scales[grad.dtype]
         return norm.astype(grads[0].dtype)

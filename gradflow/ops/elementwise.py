@@ -315,26 +315,26 @@ defimpl(softplus, lambda xp, x: xp.maximum(x, 0.0) + xp.log1p(xp.exp(-xp.abs(x))
 defimpl(relu, lambda xp, x: xp.maximum(x, 0))
 
 
-def _gelu_tanh(xp: Any, x: Any) -> Any:
-    return xp.tanh(x * (1 + x * x * _CUBIC) * _ROOT_2_BY_PI)
-
-
 def _impl_gelu(xp: Any, x: Any, *, approximate: str) -> Any:
+    """½ (1 + tanh u) is σ(2u), which keeps its digits where it is near 0."""
     cut = xp.clip(x, -_FLAT, _FLAT)
-    gate = _gelu_tanh(xp, cut) if approximate == "tanh" else xp.erf(cut * math.sqrt(0.5))
-    return xp.maximum(x, -_FLAT) * (0.5 + gate * 0.5)
+    if approximate == "tanh":
+        gate = xp.sigmoid(cut * (1 + cut * cut * _CUBIC) * (2 * _ROOT_2_BY_PI))
+    else:
+        gate = 0.5 + xp.erf(cut * math.sqrt(0.5)) * 0.5
+    return xp.maximum(x, -_FLAT) * gate
 
 
 def _vjp_gelu(xp: Any, g: Any, x: Any, approximate: str) -> Any:
-    """Φ(x) + x φ(x), with the normal density φ; of the approximation in the same way."""
+    """Φ + x φ, with the normal density φ; for the approximation, whose Φ is σ(v), φ = Φ (1 − Φ) v′."""
     x = xp.clip(x, -_FLAT, _FLAT)
     if approximate == "tanh":
-        gate = _gelu_tanh(xp, x)
-        slope = (1 - gate * gate) * (1 + x * x * (3 * _CUBIC)) * (0.5 * _ROOT_2_BY_PI)
+        gate = xp.sigmoid(x * (1 + x * x * _CUBIC) * (2 * _ROOT_2_BY_PI))
+        density = gate * (1 - gate) * ((1 + x * x * (3 * _CUBIC)) * (2 * _ROOT_2_BY_PI))
     else:
-        gate = xp.erf(x * math.sqrt(0.5))
-        slope = xp.exp(x * x * -0.5) * (0.5 * _ROOT_2_BY_PI)
-    return g * (0.5 + gate * 0.5 + x * slope)
+        gate = 0.5 + xp.erf(x * math.sqrt(0.5)) * 0.5
+        density = xp.exp(x * x * -0.5) * (0.5 * _ROOT_2_BY_PI)
+    return g * (gate + x * density)
 
 
 def _vjp_silu(xp: Any, g: Any, x: Any) -> Any:

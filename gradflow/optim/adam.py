@@ -7,11 +7,11 @@ from typing import Any, final
 
 from gradflow.arguments import flag
 from gradflow.ops.update import ADAM_HYPER
-from gradflow.optim.optimizer import Optimizer
+from gradflow.optim.optimizer import FirstOrder
 
 
 @final
-class Adam(Optimizer):
+class Adam(FirstOrder):
     """Adam: steps scaled by running means of the gradient and of its square.
 
     With gradient g, step count t, and λ the weight decay::
@@ -71,7 +71,7 @@ class Adam(Optimizer):
 
 
 @final
-class AdamW(Optimizer):
+class AdamW(FirstOrder):
     """Adam with decoupled weight decay: w ← w − lr λ w before Adam's step on the plain gradient.
 
     Args:

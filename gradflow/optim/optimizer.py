@@ -135,13 +135,15 @@ class ParamGroup(Mapping[str, Any]):
 
     def __init__(self, optimizer: Optimizer, params: list[Tensor], values: dict[str, float]) -> None:
         self.params = params
+        self.initial_lr: float | None = None  # the learning rate before any schedule changed it
         self._names = optimizer.hyper
         numbers = np.array([require(name, values[name]) for name in self._names])
         self.hyper = make_tensor(numbers, backend=params[0].backend)
         by_dtype: dict[Any, list[Tensor]] = {}
         for p in params:
             by_dtype.setdefault((p.dtype, p.backend), []).append(p)
-        self.buffers = [_Buffer(members, optimizer, self.hyper) for members in by_dtype.values()]
+        kinds = by_dtype.values() if optimizer.slots else ()  # what keeps no state by parameter lets them lie
+        self.buffers = [_Buffer(members, optimizer, self.hyper) for members in kinds]
 
     def __getitem__(self, name: str) -> Any:
         if name == "params":
@@ -173,7 +175,7 @@ class ParamGroup(Mapping[str, Any]):
 
 
 class Optimizer(ABC):
-    """Base of all optimizers: an update rule applied to every parameter that has a gradient.
+    """Base of all optimizers: parameter groups, their hyper-parameters, and the state dict.
 
     The parameters of a dtype move into one piece of memory: each is a view of it from then on, and what shared memory
     with a parameter before (a NumPy array, another parameter, a detached tensor) no longer does.
@@ -188,10 +190,10 @@ class Optimizer(ABC):
         DTypeError: something that is no tensor.
     """
 
-    rule: ClassVar[str]  # the primitive that updates (parameters, *slots, steps, hyper, *gradients)
-    hyper: ClassVar[tuple[str, ...]]  # the hyper-parameters, in the order in which the rule reads them
-    slots: ClassVar[tuple[str, ...]]  # the names of the arrays of state, PyTorch's
-    settings: dict[str, bool]  # what is fixed when the optimizer is built
+    hyper: ClassVar[tuple[str, ...]]  # the hyper-parameters, in the order in which they lie in a group's array
+    slots: ClassVar[tuple[str, ...]] = ()  # the names of the arrays that each parameter has as state, PyTorch's
+    takes_groups: ClassVar[bool] = True  # whether there may be several
+    settings: dict[str, Any]  # what is fixed when the optimizer is built
 
     @abstractmethod
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
@@ -220,29 +222,27 @@ class Optimizer(ABC):
             )
         given = list(params)
         groups = given if given and all(isinstance(g, dict) for g in given) else [{"params": given}]
+        if len(groups) > 1:
+            self._refuse_groups()
         checked = [self._checked_group(group) for group in groups]
         self._refuse_duplicates([p for members, _ in checked for p in members])
         self.param_groups = [ParamGroup(self, members, values) for members, values in checked]
 
-    @final
+    @abstractmethod
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Update every parameter that has a gradient; with a closure, compute the loss by it first and return it."""
-        if closure is not None and not callable(closure):
-            reason = "a closure computes the loss and its gradients, and returns the loss."
-            raise wrong_kind("step", "closure", closure, reason, "loss.backward(), then optimizer.step()")
-        loss = None if closure is None else closure()
-        update = getattr(OPS, self.rule)
-        for group in self.param_groups:
-            for buffer in group.buffers:
-                grads, runs = buffer.gradients()
-                if len(runs) == 1:
-                    update(*runs[0].operands, *grads, **runs[0].settings)
-                    continue
-                at = 0
-                for run in runs:
-                    update(*run.operands, *grads[at : at + run.count], **run.settings)
-                    at += run.count
-        return loss
+        """Update the parameters; with a closure, which computes the loss and its gradients, return the loss."""
+
+    @abstractmethod
+    def _entries(self) -> dict[int, dict[str, Any]]:
+        """A copy of the state by parameter number."""
+
+    @abstractmethod
+    def _misfits_of_entries(self, state: Mapping[Any, Any]) -> Iterator[str]:
+        """What is wrong with a state for these parameters."""
+
+    @abstractmethod
+    def _load_entries(self, state: Mapping[Any, Any]) -> None:
+        """Take over a state that fits."""
 
     @final
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -256,6 +256,7 @@ class Optimizer(ABC):
     @final
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Train further parameters, with hyper-parameters of their own where the dict names any."""
+        self._refuse_groups()
         members, values = self._checked_group(group)
         self._refuse_duplicates([*(p for g in self.param_groups for p in g.params), *members])
         self.param_groups.append(ParamGroup(self, members, values))
@@ -333,6 +334,16 @@ class Optimizer(ABC):
         values = {name: require(name, group.get(name, value)) for name, value in self._defaults.items()}
         return params, values
 
+    def _refuse_groups(self) -> None:
+        if not self.takes_groups:
+            raise ArgumentError(
+                explain(
+                    f"a second parameter group of {type(self).__name__}.",
+                    "it makes one step for all parameters together.",
+                    f"{type(self).__name__}([*model.parameters(), *more])",
+                )
+            )
+
     def _refuse_duplicates(self, params: list[Tensor]) -> None:
         seen: dict[int, int] = {}
         for i, p in enumerate(params):
@@ -350,22 +361,15 @@ class Optimizer(ABC):
     @final
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state, in PyTorch's form: per parameter number its step and moments, per group its numbers."""
-        state: dict[int, dict[str, Any]] = {}
         groups = []
         number = 0
+        for group in self.param_groups:
+            values = _together({name: group[name] for name in self.hyper})
+            numbers = list(range(number, number + len(group.params)))
+            number += len(group.params)
+            groups.append({**values, **self.settings, "params": numbers})
         with no_grad():
-            for group in self.param_groups:
-                numbers = {id(p): number + i for i, p in enumerate(group.params)}
-                number += len(group.params)
-                values = _together({name: group[name] for name in self.hyper})
-                groups.append({**values, **self.settings, "params": list(numbers.values())})
-                for buffer in group.buffers:
-                    for i, p in enumerate(buffer.params):
-                        entry: dict[str, Any] = {"step": buffer.steps[i].copy()}
-                        for name, slot in zip(self.slots, buffer.slots, strict=True):
-                            entry[name] = _piece(buffer, slot, i).copy()
-                        state[numbers[id(p)]] = entry
-        return {"state": dict(sorted(state.items())), "param_groups": groups}
+            return {"state": self._entries(), "param_groups": groups}
 
     @final
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -383,25 +387,17 @@ class Optimizer(ABC):
                     "build the optimizer over the same parameters in the same order",
                 )
             )
-        state = state_dict["state"]
-        number = 0
         with no_grad():
             for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
                 for name, value in _apart(saved, self.hyper).items():
                     if name in self.hyper:
                         group[name] = value
-                numbers = {id(p): number + i for i, p in enumerate(group.params)}
-                number += len(group.params)
-                for buffer in group.buffers:
-                    for i, p in enumerate(buffer.params):
-                        entry = _entry(state, numbers[id(p)])
-                        buffer.steps[i] = _steps(entry)
-                        for name, slot in zip(self.slots, buffer.slots, strict=True):
-                            value = entry.get(name, 0.0)
-                            if not isinstance(value, Tensor):  # float16 comes in, though gradflow has none
-                                value = np.asarray(value).astype(p.dtype)
-                            _piece(buffer, slot, i)[...] = make_tensor(value, backend=p.backend)
-                    buffer.runs = {}
+            self._load_entries(state_dict["state"])
+
+    @property
+    def _params(self) -> list[Tensor]:
+        """All parameters, in the order of their numbers."""
+        return [p for group in self.param_groups for p in group.params]
 
     def _misfits(self, state_dict: Any) -> list[str]:
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
@@ -421,13 +417,11 @@ class Optimizer(ABC):
             elif len(group.params) != len(given):
                 wrong.append(f"group {i} has {len(given)} parameters, the optimizer's {len(group.params)}")
             wrong += self._wrong_numbers(other)
-        params = [p for group in self.param_groups for p in group.params]
+        params = self._params
         for key in state:
             if not str(key).isdecimal() or int(key) >= len(params):
                 wrong.append(f"it has parameter {key} of {len(params)}")
-        for i, p in enumerate(params):
-            wrong += [f"{what} of parameter {i}{how}" for what, how in self._wrong_state(state, i, p.shape)]
-        return wrong
+        return [*wrong, *self._misfits_of_entries(state)]
 
     def _wrong_numbers(self, group: Mapping[str, Any]) -> Iterator[str]:
         try:
@@ -438,12 +432,82 @@ class Optimizer(ABC):
             yield str(error).split(".\n")[0]
         for name, setting in self.settings.items():
             given = group.get(name, setting)
-            if not isinstance(given, bool | int | np.bool_) or bool(given) != setting:
+            is_flag = isinstance(setting, bool) and isinstance(given, bool | int | np.bool_)
+            if given is not setting and not (is_flag and bool(given) == setting) and not _same_text(given, setting):
                 yield f"it has {name}={shown(given)}, the optimizer {name}={setting}"
+
+    def __repr__(self) -> str:
+        groups = [", ".join(f"{name}={group[name]:g}" for name in self.hyper) for group in self.param_groups]
+        return f"{type(self).__name__}({'; '.join(groups)})"
+
+
+class FirstOrder(Optimizer):
+    """Base of the optimizers that are an update rule, applied to every parameter that has a gradient.
+
+    The rule is a primitive of flat buffers, so a tracer writes it down like any other and a backend may fuse it.
+    """
+
+    rule: ClassVar[str]  # the primitive that updates (parameters, *slots, steps, hyper, *gradients)
+
+    @final
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Update every parameter that has a gradient; with a closure, compute the loss by it first and return it."""
+        if closure is not None and not callable(closure):
+            reason = "a closure computes the loss and its gradients, and returns the loss."
+            raise wrong_kind("step", "closure", closure, reason, "loss.backward(), then optimizer.step()")
+        loss = None if closure is None else closure()
+        update = getattr(OPS, self.rule)
+        for group in self.param_groups:
+            for buffer in group.buffers:
+                grads, runs = buffer.gradients()
+                if len(runs) == 1:
+                    update(*runs[0].operands, *grads, **runs[0].settings)
+                    continue
+                at = 0
+                for run in runs:
+                    update(*run.operands, *grads[at : at + run.count], **run.settings)
+                    at += run.count
+        return loss
+
+    @final
+    def _entries(self) -> dict[int, dict[str, Any]]:
+        entries: dict[int, dict[str, Any]] = {}
+        for numbers, buffer in self._buffers():
+            for i, number in enumerate(numbers):
+                entry = entries[number] = {"step": buffer.steps[i].copy()}
+                for name, slot in zip(self.slots, buffer.slots, strict=True):
+                    entry[name] = _piece(buffer, slot, i).copy()
+        return dict(sorted(entries.items()))
+
+    @final
+    def _load_entries(self, state: Mapping[Any, Any]) -> None:
+        for numbers, buffer in self._buffers():
+            for i, number in enumerate(numbers):
+                entry = entry_of(state, number)
+                buffer.steps[i] = _steps(entry)
+                for name, slot in zip(self.slots, buffer.slots, strict=True):
+                    value = entry.get(name, 0.0)
+                    if not isinstance(value, Tensor):  # float16 comes in, though gradflow has none
+                        value = np.asarray(value).astype(slot.dtype)
+                    _piece(buffer, slot, i)[...] = make_tensor(value, backend=slot.backend)
+            buffer.runs = {}
+
+    def _buffers(self) -> Iterator[tuple[list[int], _Buffer]]:
+        """Every buffer, with the numbers of its parameters."""
+        numbers = {id(p): i for i, p in enumerate(self._params)}
+        for group in self.param_groups:
+            for buffer in group.buffers:
+                yield [numbers[id(p)] for p in buffer.params], buffer
+
+    @final
+    def _misfits_of_entries(self, state: Mapping[Any, Any]) -> Iterator[str]:
+        for i, p in enumerate(self._params):
+            for what, how in self._wrong_state(state, i, p.shape):
+                yield f"{what} of parameter {i}{how}"
 
     def _wrong_state(self, state: Mapping[Any, Any], number: int, shape: tuple[int, ...]) -> Iterator[tuple[str, str]]:
         try:
-            entry = _entry(state, number)
+            entry = entry_of(state, number)
             if not 0 <= _steps(entry) < float("inf"):
                 yield "step", f" is {entry['step']}"
         except (AttributeError, TypeError, ValueError):
@@ -459,12 +523,12 @@ class Optimizer(ABC):
             elif name != "step" and np.asarray(entry[name]).dtype.kind not in "iuf":
                 yield name, f" has dtype {np.asarray(entry[name]).dtype}"
 
-    def __repr__(self) -> str:
-        groups = [", ".join(f"{name}={group[name]:g}" for name in self.hyper) for group in self.param_groups]
-        return f"{type(self).__name__}({'; '.join(groups)})"
+
+def _same_text(given: Any, setting: Any) -> bool:
+    return isinstance(setting, str) and isinstance(given, str) and given == setting
 
 
-def _entry(state: Mapping[Any, Any], number: int) -> dict[str, Any]:
+def entry_of(state: Mapping[Any, Any], number: int) -> dict[str, Any]:
     """The state of a parameter, whose number may have become text; PyTorch has None for a buffer not yet there."""
     entry = state.get(number, state.get(str(number), {}))
     return {name: value for name, value in entry.items() if value is not None}
@@ -501,11 +565,12 @@ def _piece(buffer: _Buffer, slot: Tensor, i: int) -> Tensor:
     return view.mT if turn else view
 
 
+_COUNTS = {"max_iter": 20, "max_eval": 25, "history_size": 100}
 _TYPICAL = {"lr": 1e-3, "momentum": 0.9, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 1e-4}
 
 
 def require(name: str, value: Any) -> float:
-    """The value of a hyper-parameter as a number: below 1 for a β, and at least 0 except for dampening.
+    """The value of a hyper-parameter as a number: below 1 for a β, whole for a count, ≥ 0 except for dampening.
 
     Raises:
         ArgumentError: anything else.
@@ -514,6 +579,10 @@ def require(name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
+    if name in _COUNTS and not (1 <= number < 2**53 and number.is_integer()):
+        raise ArgumentError(
+            explain(f"{name}={shown(value)}.", f"{name} is a positive integer.", f"{name}={_COUNTS[name]}")
+        )
     low, high = (-float("inf") if name == "dampening" else 0.0), (1.0 if name.startswith("beta") else float("inf"))
     if not low <= number < high:
         allowed = "a number" if low < 0 else f"in [0, {high:g})" if high == 1 else "at least 0"

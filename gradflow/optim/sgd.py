@@ -8,11 +8,11 @@ from typing import Any, final
 from gradflow.arguments import flag
 from gradflow.errors import ArgumentError, explain
 from gradflow.ops.update import SGD_HYPER
-from gradflow.optim.optimizer import Optimizer, require
+from gradflow.optim.optimizer import FirstOrder, require
 
 
 @final
-class SGD(Optimizer):
+class SGD(FirstOrder):
     """Stochastic gradient descent with momentum, Nesterov's variant, and weight decay.
 
     With gradient g, velocity b, and λ the weight decay::
