@@ -43,9 +43,14 @@ def _driver(parallel: bool) -> Callable[[int], int]:
         from gradflow_numba.drive_parallel import drive
     else:
         from gradflow_numba.drive_serial import drive
-    (found,) = drive.overloads.values()
-    entry: Callable[[int], int] = found.entry_point
+    compiled_: Any = next(iter(drive.overloads.values()))
+    entry: Callable[[int], int] = compiled_.entry_point
     return entry
+
+
+def _parallel_driver(address: int) -> int:
+    """Run in several threads; the driver is loaded, or compiled, when that is first tried."""
+    return _driver(True)(address)
 
 
 class Item:
@@ -90,30 +95,26 @@ class Native(Executable):
         self._arena = memory[start:]
         self._failed = np.zeros(1, np.int64)
         self._results = [(shape, value.dtype) for value, shape in plan.graph.results]
-        self._inputs = 1 + max((v.source for v in plan.places if v.kind == "argument"), default=-1)
+        self._inputs = plan.graph.arguments
         self._arrays = np.zeros(max(1, self._inputs + len(self._results)), np.int64)
-        self._words = memoryview(self._arrays)
+        self._words: Any = memoryview(self._arrays)  # type: ignore[arg-type]
         self._steps: list[Callable[[Sequence[Array]], int]] = []
         self._parts: list[Part] = []
+        self._rows: list[tuple[Item, int]] = []
         self._kept: list[Any] = [memory]
         self._combined: set[Value] = set()
         self._build()
 
     # ------------------------------------------------------------ running
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...] | None:
+        """Run it; None where a check has failed."""
         out = tuple([np.empty(shape, dtype) for shape, dtype in self._results])
         with self._lock:
             words = self._words
-            i = 0
-            for array in arrays:
+            for i, array in enumerate((*arrays, *out)):
                 words[i] = id(array)
-                i += 1
-            i = self._inputs
-            for array in out:
-                words[i] = id(array)
-                i += 1
             if _data_field() < 0:
-                words[:] = memoryview(np.array([a.ctypes.data for a in (*arrays, *out)], np.int64))
+                self._arrays[:] = [a.ctypes.data for a in (*arrays, *out)]
             for step in self._steps:
                 if step(arrays):
                     return None
@@ -125,8 +126,8 @@ class Native(Executable):
         serial = _driver(False)
         if not pays:
             return lambda arrays: serial(address)
-        either = threads.Adaptive(serial, lambda address: _driver(True)(address))
-        return lambda arrays: either(address)  # type: ignore[no-any-return]
+        either = threads.Adaptive(serial, _parallel_driver)
+        return lambda arrays: int(either(address))
 
     # ------------------------------------------------------------ building
     def _build(self) -> None:
@@ -176,6 +177,7 @@ class Native(Executable):
             np.int64,
         )  # fmt: skip
         self._kept += [table, regions, patch, header]
+        self._rows += [(item, table.ctypes.data + i * WIDTH * 8) for i, item in enumerate(part.items)]
         self._parts.append(part)
         self._steps.append(self._native_step(header, any(region[4] for region in part.regions)))
 
@@ -299,6 +301,7 @@ class Native(Executable):
 
     # ------------------------------------------------------------ looking at it
     def source(self) -> str:
+        """The texts of its kernels."""
         texts = dict.fromkeys(item.text for part in self._parts for item in part.items if item.text)
         return "\n\n".join(source_of(text) for text in texts)
 
@@ -307,7 +310,37 @@ class Native(Executable):
         return [item for part in self._parts for item in part.items]
 
     def profile(self, arrays: Sequence[Array], seconds: float) -> list[Timed]:
-        raise NotImplementedError
+        """Time every row of the table by itself, in one thread."""
+        saved = [(array, array.copy()) for array in self._written()]
+        try:
+            if self.run(arrays) is None:
+                return []
+            return [self._timed(item, address, seconds) for item, address in self._rows]
+        finally:
+            for array, before in saved:
+                np.copyto(array, before)
+
+    def _written(self) -> list[Array]:
+        """The bound memory that the program writes."""
+        found = []
+        for store in self.plan.graph.stores:
+            value = store.value
+            place = Place("memory", store.memory.source, store.start * value.dtype.itemsize)
+            found.append(self._view(place, value.dtype, None, (value.size,)))
+        return found
+
+    def _timed(self, item: Item, address: int, seconds: float) -> Timed:
+        from gradflow_numba.drive_serial import repeat
+
+        share = seconds / len(self._rows)
+        calls = 1
+        while True:
+            start = time.perf_counter()
+            repeat(address, self.plan.tasks, calls)
+            took = time.perf_counter() - start
+            if took > share / 4 or calls > 1_000_000:
+                return Timed(item.what, took / calls, item.operations, item.nbytes)
+            calls *= 4
 
 
 def _strided(flat: Array, strides: Sequence[int], shape: Sequence[int]) -> Array:
@@ -377,6 +410,7 @@ class Generator(CodeGenerator):
         return _ITEMS if blas.available() else _ITEMS - {"gemm", "batch_gemm"}
 
     def tasks(self, graph: Graph) -> int:
+        """As many as there are threads, where there is enough work."""
         available = threads.available()
         if available == 1:
             return 1
@@ -386,6 +420,7 @@ class Generator(CodeGenerator):
         return available if work > PAYS else 1
 
     def generate(self, plan: Plan, namespace: Any) -> Executable:
+        """Make the native program."""
         return Native(plan, namespace)
 
 

@@ -54,3 +54,12 @@ def drive(address: Any) -> Any:
                 item = words(table + i * ROW)
                 run(word(item, 0), item, t, tasks)
     return 0
+
+
+@njit(types.void(types.int64, types.int64, types.int64), **KERNEL)
+def repeat(address: Any, tasks: Any, times: Any) -> None:
+    """Run one item of a program again and again."""
+    item = words(address)
+    for _ in range(times):
+        for t in range(tasks):
+            run(word(item, 0), item, t, tasks)

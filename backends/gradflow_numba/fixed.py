@@ -15,6 +15,11 @@ from gradflow_numba.native import AT, SIGNATURE, load, offset, set_word, store, 
 
 at_float32, at_float64, at_int64 = AT["at_float32"], AT["at_float64"], AT["at_int64"]
 at_int8, at_int32 = AT["at_int8"], AT["at_int32"]
+sgemm: Any
+dgemm: Any
+set_threads: Any
+somatcopy: Any
+domatcopy: Any
 sgemm, dgemm, set_threads = blas.sgemm, blas.dgemm, blas.set_threads
 somatcopy, domatcopy = blas.somatcopy, blas.domatcopy
 ORDER, PLAIN, FLIP = blas.ROW_MAJOR, blas.PLAIN, blas.TRANSPOSED_FROM_PLAIN
@@ -107,7 +112,7 @@ _BODIES = {
             np.{kind}(0), offset(out, i * M * N), N,
         )
 """,
-    # words: rows, columns, the table, its rows, indices, out; what is out of range has been noted, and is read as an end
+    # words: rows, columns, the table, its rows, indices, out; what is out of range is noted elsewhere
     "gather": """
     R, C, last = word(row, 1), word(row, 2), word(row, 4) - 1
     table, index, out = at_{kind}(word(row, 3)), at_int64(word(row, 5)), at_{kind}(word(row, 6))
@@ -139,7 +144,8 @@ _BODIES = {
         for b in range((C + 3) // 4):
             words = block(key, counter + np.uint64(r * C // 4 + b + 1))
             for j in range(min(4, C - 4 * b)):
-                store(out, r * C + 4 * b + j, np.{kind}(np.int64(words[j] >> np.uint64({shift})) * np.{kind}({scale})), 1)
+                unit = np.int64(words[j] >> np.uint64({shift})) * np.{kind}({scale})
+                store(out, r * C + 4 * b + j, np.{kind}(unit), 1)
 """,
     # words: elements, from, to, axes, then length and stride of each axis
     "strided_copy": """

@@ -24,10 +24,8 @@ def folder() -> Path:
     """Where generated sources lie: GRADFLOW_CACHE_DIR, or the user's cache, or a temporary folder."""
     given = os.environ.get("GRADFLOW_CACHE_DIR")
     user = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    for path in (
-        Path(given) if given else Path(user) / "gradflow",
-        Path(tempfile.gettempdir()) / f"gradflow-{_user()}",
-    ):
+    first = Path(given) if given else Path(user) / "gradflow"
+    for path in (first, Path(tempfile.gettempdir()) / f"gradflow-{_user()}"):
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):

@@ -194,6 +194,7 @@ class Graph:
         results: for each result the view that holds it, and its shape.
         checks: nodes that only say whether something is wrong; they run before anything is stored.
         updates: calls of kernels that write bound memory themselves.
+        arguments: how many there are.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -201,6 +202,7 @@ class Graph:
     results: list[tuple[Value, tuple[int, ...]]] = field(default_factory=list)
     checks: list[Node] = field(default_factory=list)
     updates: list[Node] = field(default_factory=list)
+    arguments: int = 0
 
     def roots(self) -> list[Value]:
         """Every value that no node computes, numbers apart."""
@@ -237,4 +239,4 @@ def without_dead_code(graph: Graph) -> Graph:
         node.index = i
         for view in node.operands:
             view.value.users.append(node)
-    return Graph(live, graph.stores, graph.results, graph.checks, graph.updates)
+    return Graph(live, graph.stores, graph.results, graph.checks, graph.updates, graph.arguments)

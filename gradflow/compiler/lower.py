@@ -665,7 +665,7 @@ def lower(trace: Any, namespace: Any, **settings: Any) -> Graph:
         if memory.kind == "constant":
             continue  # made anew in every call, it ends with it
         graph.stores += [Store(memory, start, s.value) for (start, _), s in places.items()]
-    graph.checks = made.checks
+    graph.checks, graph.arguments = made.checks, len(trace.arguments)
     return without_dead_code(graph)
 
 

@@ -205,7 +205,7 @@ def memory_order(axes: list[int], symbols: Sequence[Symbol], shape: Shape) -> li
         if len(axes) > 1 and all(s.strides[a] for a in axes):
             order = tuple(sorted(axes, key=lambda a: -abs(s.strides[a])))
             votes[order] = votes.get(order, 0) + 1
-    return list(max(votes, key=votes.__getitem__))
+    return list(max(votes, key=lambda order: votes[order]))
 
 
 def reshaped(shape: Shape, strides: Shape, new: Shape) -> tuple[int, ...] | None:
