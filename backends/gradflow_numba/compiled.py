@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, final
 
@@ -19,6 +20,7 @@ from gradflow_numba import blas, threads
 from gradflow_numba.emit import WIDTH, Cell, kernel_of
 from gradflow_numba.fixed import body, combine_text, fixed
 from gradflow_numba.kernels_on_disk import compiled, source_of
+from gradflow_numpy.blas import blas_threads, set_blas_threads
 
 Array = Any
 Row = list[Any]
@@ -212,7 +214,9 @@ class Native(Executable):
             return [Item(node.op, compiled(text), _WORDS[node.op](self.plan, node), text, 0, 2 * node.out.nbytes)]
         kernel = kernel_of(group, self.plan)
         size = group.space[0] * group.space[1]
-        nbytes = size * sum(v.value.dtype.itemsize for v, n in group.reads() if v.row and v.column)
+        reads = {(v.value, v.offset): v.value.dtype.itemsize for v, _ in group.reads() if v.row and v.column}
+        writes = [n.out.dtype.itemsize for n in group.nodes if n.out in self.plan.places and n.out.size == size]
+        nbytes = size * (sum(reads.values()) + sum(writes))
         what = "+".join(n.op for n in group.nodes)
         return [Item(what, compiled(kernel.text), kernel.row, kernel.text, size * len(group.nodes), nbytes)]
 
@@ -309,16 +313,26 @@ class Native(Executable):
         """Every row of the table in order."""
         return [item for part in self._parts for item in part.items]
 
+    def ceilings(self) -> tuple[float, float]:
+        """Those of NumPy's BLAS, and of a copy."""
+        from gradflow_numpy.ceilings import ceilings
+
+        return ceilings()
+
     def profile(self, arrays: Sequence[Array], seconds: float) -> list[Timed]:
         """Time every row of the table by itself, in one thread."""
         saved = [(array, array.copy()) for array in self._written()]
+        before = blas_threads() or 1
         try:
             if self.run(arrays) is None:
                 return []
-            return [self._timed(item, address, seconds) for item, address in self._rows]
+            set_blas_threads(1)
+            rows = [row for row in self._rows if row[0].what != "blas threads"]
+            return [self._timed(item, address, seconds / len(rows)) for item, address in rows]
         finally:
-            for array, before in saved:
-                np.copyto(array, before)
+            set_blas_threads(before)
+            for array, values in saved:
+                np.copyto(array, values)
 
     def _written(self) -> list[Array]:
         """The bound memory that the program writes."""
@@ -332,13 +346,12 @@ class Native(Executable):
     def _timed(self, item: Item, address: int, seconds: float) -> Timed:
         from gradflow_numba.drive_serial import repeat
 
-        share = seconds / len(self._rows)
         calls = 1
         while True:
             start = time.perf_counter()
             repeat(address, self.plan.tasks, calls)
             took = time.perf_counter() - start
-            if took > share / 4 or calls > 1_000_000:
+            if took > seconds / 4 or calls > 1_000_000:
                 return Timed(item.what, took / calls, item.operations, item.nbytes)
             calls *= 4
 

@@ -7,7 +7,7 @@ from typing import Any
 from numba import njit, types
 
 from gradflow_numba.emit import WIDTH
-from gradflow_numba.jit import KERNEL
+from gradflow_numba.jit import KERNEL, loop
 from gradflow_numba.native import run, set_word, word, words
 
 ROW = WIDTH * 8  # bytes
@@ -16,7 +16,7 @@ REGION = 6  # words: first and last item that run alone, first and last item tha
 ENTRY = types.int64(types.int64)
 
 
-@njit(**KERNEL)
+@loop
 def place_arrays(header: Any) -> None:
     """Write the addresses of the call's arrays into the table."""
     patches, count, arrays, field = word(header, 3), word(header, 4), words(word(header, 5)), word(header, 6)

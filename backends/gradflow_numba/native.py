@@ -13,13 +13,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-WORDS = types.CPointer(types.int64)
+_pointer_to: Any = types.CPointer
+WORDS = _pointer_to(types.int64)
 SIGNATURE = types.void(WORDS, types.int64, types.int64)
 BUFFERS = 24
 """How many buffers of one kernel are told apart."""
 
 POINTERS: dict[str, Any] = {
-    name: types.CPointer(getattr(types, name))
+    name: _pointer_to(getattr(types, name))
     for name in (
         "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
     )

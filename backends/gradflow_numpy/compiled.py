@@ -72,6 +72,12 @@ class StraightLine(Executable):
         """The calls, with the dtypes and shapes they work on."""
         return "\n".join(self._lines)
 
+    def ceilings(self) -> tuple[float, float]:
+        """Those of NumPy's BLAS, and of a copy."""
+        from gradflow_numpy.ceilings import ceilings
+
+        return ceilings()
+
     def profile(self, arrays: Sequence[Array], seconds: float) -> list[Timed]:
         """Time every call by itself."""
         written = [(store, store.value) for store in self.plan.graph.stores]

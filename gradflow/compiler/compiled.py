@@ -14,14 +14,15 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 import numpy as np
 
 from gradflow import config, structure
-from gradflow.arguments import flag, not_async, wrong_kind
+from gradflow.arguments import flag, not_async, number, wrong_kind
 from gradflow.compiler.debug import Checked
-from gradflow.compiler.program import Program, make_program, own
+from gradflow.compiler.profile import Profile
+from gradflow.compiler.program import Generated, Program, make_program, own
 from gradflow.compiler.recording import Recording
 from gradflow.compiler.signature import Results, Signature, as_recorded
 from gradflow.compiler.specialisation import NO, Specialisation
 from gradflow.compiler.surroundings import Change, Surroundings
-from gradflow.errors import TracedValueError, explain
+from gradflow.errors import ArgumentError, TracedValueError, explain
 from gradflow.mode import Mode, get_mode, using
 from gradflow.primitive import namespace
 from gradflow.tape import Leaf
@@ -131,6 +132,27 @@ class Compiled(Generic[P, R]):
             for i, found in enumerate(self._specialisations)
             if found.program is not None
         )
+
+    def profile(self, seconds: float = 1.0) -> Profile:
+        """How long each item of the latest program takes, against what this machine can do; state is left as it was.
+
+        Args:
+            seconds: about how long to measure.
+
+        Raises:
+            ArgumentError: nothing is compiled yet, or it runs equation by equation.
+        """
+        program = None if self._latest is None else self._latest.program
+        if not isinstance(program, Generated):
+            raise ArgumentError(
+                explain(
+                    f"a profile of {self!r}.",
+                    "it shows the items of generated code; the first call, or two, only record.",
+                    "step(x, t); step(x, t); print(step.profile())",
+                )
+            )
+        with self._lock:
+            return program.profile(number("profile", "seconds", seconds))
 
     def clear(self) -> None:
         """Forget all programs; the next call records again."""

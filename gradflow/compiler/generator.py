@@ -34,6 +34,10 @@ class Executable(ABC):
         """Return the generated code."""
 
     @abstractmethod
+    def ceilings(self) -> tuple[float, float]:
+        """Return the floating-point operations and the bytes that one thread does at most in a second, measured."""
+
+    @abstractmethod
     def profile(self, arrays: Sequence[Array], seconds: float) -> list[Timed]:
         """Run the items one by one for about so long, and say what each takes; bound memory is left as it was."""
 

@@ -200,12 +200,13 @@ def split(lengths: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[int
 
 def memory_order(axes: list[int], symbols: Sequence[Symbol], shape: Shape) -> list[int]:
     """The axes in the order in which most of the operands that span them all have them in memory."""
-    votes: dict[tuple[int, ...], int] = {tuple(axes): 0}
+    votes: dict[Shape, int] = {tuple(axes): 0}
     for s in symbols:
         if len(axes) > 1 and all(s.strides[a] for a in axes):
             order = tuple(sorted(axes, key=lambda a: -abs(s.strides[a])))
             votes[order] = votes.get(order, 0) + 1
-    return list(max(votes, key=lambda order: votes[order]))
+    most = max(votes.values())
+    return list(next(order for order, count in votes.items() if count == most))
 
 
 def reshaped(shape: Shape, strides: Shape, new: Shape) -> tuple[int, ...] | None:
