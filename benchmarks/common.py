@@ -145,7 +145,7 @@ def parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
     """The arguments that every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=int, default=rounds, help="how often each program has its turn (%(default)s)")
-    made.add_argument("--threads", type=int, help="threads of NumPy and PyTorch (default: the usable CPUs)")
+    made.add_argument("--threads", type=int, help="threads of NumPy, Numba and PyTorch (default: the usable CPUs)")
     made.add_argument("--json", type=Path, help="where to write the figures")
     return made
 
@@ -153,7 +153,7 @@ def parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
 def hold_threads(threads: int | None) -> int:
     """Set the thread count of BLAS and OpenMP libraries that are not loaded yet; return it."""
     threads = threads or _usable_cpus()
-    for library in ("OPENBLAS", "OMP", "MKL"):
+    for library in ("OPENBLAS", "OMP", "MKL", "NUMBA"):
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     return threads
@@ -169,7 +169,7 @@ def _usable_cpus() -> int:
 def recorded(benchmark: str, threads: int, rounds: int, path: Path | None) -> Iterator[dict[str, Any]]:
     """Say where figures are measured and how loaded the machine is before and after; write them as JSON if asked to."""
     cpu, cpus = _cpu(), os.cpu_count()
-    versions = {"python": platform.python_version(), **_versions("gradflow", "numpy", "torch", "jax", "jaxlib")}
+    versions = {"python": platform.python_version(), **_versions("gradflow", "numpy", "numba", "torch", "jax", "jaxlib")}
     print(f"{cpu}, {cpus} CPUs; {', '.join(f'{name} {v}' for name, v in versions.items())}")
     print(f"threads: {threads}; rounds: {rounds}; figures are medians (min–max)")
     before, neighbours = os.getloadavg(), Neighbours()
