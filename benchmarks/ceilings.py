@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.common import Neighbours, Table, Timing, hold_threads, interleave, parser, recorded, timer
+from benchmarks.common import Table, Timing, hold_threads, interleave, parser, recorded, timer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,16 +6,15 @@ A layer is a kind and its sizes; a residual block is a layer that holds layers. 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-LR = {"adam": 1e-3, "adamw": 1e-3, "sgd": 1e-2}
+LR = {"adam": 1e-3, "adamw": 1e-3, "sgd": 1e-3}
 MOMENTUM, DECAY = 0.9, 0.01  # of SGD and of AdamW
 EPS = 1e-5  # of layer norm
 WITH_ARRAYS = ("linear", "layer_norm", "embedding", "skip_gram")
-STATE = {"adam": 3, "adamw": 3, "sgd": 2}  # arrays that an optimizer reads and writes: parameters and moments
 
 
 class Layer(NamedTuple):
@@ -38,9 +37,12 @@ class Layer(NamedTuple):
     body: tuple[Layer, ...] = ()
 
     def __str__(self) -> str:
-        if self.body:
-            return f"({' '.join(map(str, self.body))})"
-        return self.kind + (f" {'×'.join(map(str, self.sizes))}" if self.sizes else "")
+        match self.kind:
+            case "residual":
+                return f"residual ({_text(self.body)})"
+            case "linear":
+                return "→".join(map(str, self.sizes))
+        return " ".join([self.kind, "×".join(map(str, self.sizes))]).strip()
 
 
 class Batch(NamedTuple):
@@ -97,27 +99,28 @@ class Workload(NamedTuple):
         return next(layer.sizes[1] for layer in reversed(list(flat(self.layers))) if layer.kind == "linear")
 
     def operations(self) -> int:
-        """Floating-point operations of a step's matrix products: forward, by the weights, and by the inputs if needed."""
-        linear = [layer for layer in flat(self.layers) if layer.kind == "linear"]
-        is_input = flat(self.layers)
-        needless = linear[0] if next(is_input) is linear[0] else None  # nobody asks for the gradient of the data
-        return sum(2 * self.batch * layer.sizes[0] * layer.sizes[1] * (2 if layer is needless else 3) for layer in linear)
-
-    def parameters(self) -> int:
-        return sum(array.size for arrays in self.data().layers for array in arrays)
+        """Floating-point operations of a step's matrix products: y = x Wᵀ, and the gradients by W and by x."""
+        leaves = list(flat(self.layers))
+        products = sum(3 * layer.sizes[0] * layer.sizes[1] for layer in leaves if layer.kind == "linear")
+        if leaves[0].kind == "linear":  # nobody asks for the gradient by the data
+            products -= leaves[0].sizes[0] * leaves[0].sizes[1]
+        return 2 * self.batch * products
 
     def __str__(self) -> str:
-        layers = ", ".join(map(str, self.layers))
-        if self.is_mlp:
-            linear = [layer.sizes for layer in self.layers if layer.kind == "linear"]
-            kinds = dict.fromkeys(layer.kind for layer in self.layers if layer.kind != "linear")
-            layers = "-".join(map(str, [linear[0][0], *(out for _, out in linear)])) + "".join(f" {k}" for k in kinds)
-        return f"{layers}, {self.loss}, batch {self.batch}" + ("" if self.optimizer == "adam" else f", {self.optimizer}")
+        rest = "" if self.optimizer == "adam" else f", {self.optimizer}"
+        return f"{_text(self.layers)}, {self.loss}, batch {self.batch}{rest}"
 
-    @property
-    def is_mlp(self) -> bool:
-        """Whether sizes and one activation say all."""
-        return self.layers == tuple(mlp([self.layers[0].sizes[0], *_outputs(self.layers)], _activation(self.layers)))
+
+def _text(layers: tuple[Layer, ...]) -> str:
+    """Blocks that begin with a layer of their own, equal ones counted: 20 × [64→64 relu], 64→10."""
+    blocks: list[str] = []
+    for layer in layers:
+        if blocks and layer.kind in ("relu", "tanh", "sigmoid", "gelu", "layer_norm", "dropout", "mean"):
+            blocks[-1] += f" {layer}"
+        else:
+            blocks.append(str(layer))
+    runs = [(block, len(list(equal))) for block, equal in groupby(blocks)]
+    return ", ".join(block if count == 1 else f"{count} × [{block}]" for block, count in runs)
 
 
 def flat(layers: tuple[Layer, ...]) -> Iterator[Layer]:
@@ -127,14 +130,6 @@ def flat(layers: tuple[Layer, ...]) -> Iterator[Layer]:
             yield from flat(layer.body)
         else:
             yield layer
-
-
-def _outputs(layers: tuple[Layer, ...]) -> list[int]:
-    return [layer.sizes[1] for layer in layers if layer.kind == "linear"]
-
-
-def _activation(layers: tuple[Layer, ...]) -> str:
-    return next((layer.kind for layer in layers if layer.kind != "linear"), "")
 
 
 def _initial(layer: Layer, gain: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:

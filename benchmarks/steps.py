@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     hold_torch(threads)
     with recorded("steps", threads, args.rounds, args.json) as results:
         ceiling = results["ceiling"] = product_rates(threads, args.rounds)
-        print(f"matrix products: {ceiling} GFLOP/s; `floor`: how often the time that a step's products take at this rate")
+        print(
+            f"matrix products: {ceiling} GFLOP/s; `floor`: how often the time that a step's products take at this rate"
+        )
         table = step_table()
         for name in names:
             work, targets = workloads.WORKLOADS[name], workloads.TARGETS[name]
@@ -119,7 +121,7 @@ def ratios(ours: str, times: Mapping[str, Timing]) -> dict[str, Ratio]:
 
 def step_table() -> Table:
     widths = dict.fromkeys(("to JAX", "to PyTorch", "to the best"), 15)
-    return Table({"µs a step": 32, "median (min–max)": 22} | widths | {"floor": 8, "target": 28, "loss error": 10})
+    return Table({"µs a step": 32, "median (min–max)": 22} | widths | {"× floor": 8, "target": 28, "loss error": 10})
 
 
 def show(table: Table, name: str, found: Mapping[str, Any], targets: Targets | None, floor: float) -> None:
