@@ -22,11 +22,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with recorded("dispatch", threads, args.rounds, args.json) as results:
         table = Table({"µs a call": 46, "median (min–max)": 24, "target": 24})
         for backend in ("numba", "numpy"):
-            whole, empty = call(backend, is_empty=False), call(backend, is_empty=True)
+            calls = {kind: compiled_call(backend, is_empty=kind == "empty") for kind in ("whole", "empty")}
             neighbours = Neighbours()
-            times = interleave(
-                {"whole": timer("call()", call=whole), "empty": timer("call()", call=empty)}, args.rounds
-            )
+            times = interleave({kind: timer("step(x, t)", **names) for kind, names in calls.items()}, args.rounds)
             others = neighbours.cpus()
             table.row([f"step of tiny, {backend}", times["whole"], ""])
             judged = verdict(times["empty"].median, TARGET, others)
