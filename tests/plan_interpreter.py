@@ -114,8 +114,35 @@ class Interpreter:
             self.out(node)[lo:hi] = a[lo:hi] @ b
         elif node.op == "transpose":
             self.out(node)[lo:hi] = self.read(node.operands[0])[lo:hi]
+        elif node.op == "gather":
+            table, index = map(self.read, node.operands)
+            self.out(node)[lo:hi] = table[np.clip(index[lo:hi, 0], 0, node.settings - 1)]
+        elif node.op == "scatter":
+            rows, index = map(self.read, node.operands)
+            mine = (index[:, 0] >= lo) & (index[:, 0] < hi)
+            self.out(node)[lo:hi] = 0
+            np.add.at(self.out(node), index[mine, 0], rows[mine])
+        elif node.op == "batch_gemm":
+            self.batch_gemm(node, lo, hi)
+        elif node.op == "uniform":
+            self.out(node)[lo:hi] = self.draw(node)[lo:hi]
+        elif node.op == "strided_copy":
+            if hi > lo:
+                lengths, strides = node.settings
+                self.out(node).reshape(lengths)[...] = self.strided(node.operands[0], strides, lengths)
         else:
             self.loop(group, task, lo, hi)
+
+    def batch_gemm(self, node: Node, lo: int, hi: int) -> None:
+        count, rows, inner, columns, *steps = node.settings
+        shapes = (count, rows, inner), (count, inner, columns)
+        a, b = (self.strided(v, t, n) for v, t, n in zip(node.operands, steps, shapes, strict=True))
+        self.out(node)[lo:hi] = (a[lo:hi] @ b[lo:hi]).reshape(hi - lo, rows * columns)
+
+    def draw(self, node: Node) -> np.ndarray:
+        state = self.read(node.operands[0]).reshape(2).copy()
+        found: np.ndarray = self.namespace.random_uniform(state, shape=node.space, dtype=node.out.dtype)
+        return found
 
     def call(self, node: Node) -> None:
         name, settings, geometry, shape = node.settings
@@ -127,9 +154,7 @@ class Interpreter:
     def loop(self, group: Group, task: int, lo: int, hi: int) -> None:
         stage = stages(group)
         inside = set(group.nodes)
-        sums = {
-            n: np.full(n.out.size, self.first(n), n.out.dtype) for n in group.nodes if n.op in COLUMN_REDUCTIONS
-        }
+        sums = {n: np.full(n.out.size, self.first(n), n.out.dtype) for n in group.nodes if n.op in COLUMN_REDUCTIONS}
         for r in range(lo, hi):
             values: dict[Node, Any] = {}
             for s in range(max(stage.values()) + 1):

@@ -531,8 +531,7 @@ ACCEPTED = {  # beside None where it is the default
         "save 1", "arange 1", "clip 1", "clip 2", "eye 1", "linear 2", "training.evaluate 3", "init.calculate_gain 1",
         "init.kaiming_uniform_ 1", "init.kaiming_normal_ 1", "nn.CrossEntropyLoss 0", "nn.BCEWithLogitsLoss 0",
         "nn.BCEWithLogitsLoss 1", "nn.BCELoss 0", "nn.Embedding 2", "layer_norm 1", "layer_norm 2",
-        "set_num_threads 0",
-        "optim.LBFGS 3", "optim.LBFGS 7", "lr_scheduler.OneCycleLR 2",
+        "set_num_threads 0", "optim.LBFGS 3", "optim.LBFGS 7", "lr_scheduler.OneCycleLR 2",
     },
 }  # fmt: skip
 

@@ -914,6 +914,150 @@ def test_a_model_that_goes_takes_its_programs_along() -> None:
     assert count(Trainer.step) == 0
 
 
+def test_the_order_of_a_dict() -> None:
+    layers = {"a": nn.Linear(2, 2), "b": nn.Tanh()}
+    sequence = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
+
+    def f(x: Tensor) -> Tensor:
+        for layer in layers.values():
+            x = layer(x)
+        return sequence(x)
+
+    fast, x = gf.compile(f), gf.ones((1, 2))
+    for change in range(3):
+        for _ in range(3):
+            same(fast(x), f(x))
+        if change == 0:
+            layers["a"] = layers.pop("a")
+        else:
+            vars(sequence)["0"] = vars(sequence).pop("0")
+    assert count(fast) == 3
+
+
+def test_an_attribute_that_comes_to_hide_another() -> None:
+    class Base:
+        scale = 2.0
+
+        def scaled(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    class Derived(Base):
+        pass
+
+    a = Derived()
+    f = gf.compile(a.scaled)
+    for place, value in ((Base, 3.0), (Derived, 4.0), (a, 5.0)):
+        for _ in range(3):
+            assert f(x1()).item() == a.scale
+        place.scale = value
+    assert f(x1()).item() == 5.0
+
+
+def test_defaults_of_a_function_that_is_called() -> None:
+    def helper(x: Tensor, k: float = 2.0, *, m: float = 1.0) -> Tensor:
+        return x * k * m
+
+    f = gf.compile(lambda x: helper(x))
+    for _ in range(3):
+        assert f(x1()).item() == 2.0
+    helper.__defaults__ = (3.0,)
+    assert [f(x1()).item() for _ in range(3)] == [3.0] * 3
+    helper.__kwdefaults__["m"] = 2.0
+    assert [f(x1()).item() for _ in range(3)] == [6.0] * 3
+
+
+def test_numpy_arrays_that_are_changed_where_they_lie() -> None:
+    array, whole = np.ones(2, np.float32), np.ones(2, np.int64)
+    f = gf.compile(
+        lambda x: (
+            x * array * whole,
+            gf.tensor(array) * x,
+            gf.tensor(whole, dtype=gf.float32) * x,
+            gf.asarray(array, dtype=gf.float64) * 1,
+            gf.zeros(2).copy() + gf.asarray(whole),
+        )
+    )
+    for value in (1.0, 1.0, 5.0, 7.0):
+        array[:] = whole[:] = value
+        assert [t.tolist() for t in f(gf.ones(2))] == [[value**2] * 2, *[[value] * 2] * 4]
+    assert count(f) == 1
+
+
+def test_arguments_that_the_function_changes_are_refused() -> None:
+    class Held:
+        n = 1.0
+
+    def appends(xs: list[Tensor]) -> Tensor:
+        xs.append(xs[0] * 2)
+        return xs[0]
+
+    def replaces(d: dict[str, Tensor]) -> Tensor:
+        d["x"] = d["x"] * 2
+        return d["x"]
+
+    def sets(held: Held) -> Tensor:
+        held.n = held.n + 1
+        return gf.ones(2) * held.n
+
+    for function, argument in ((appends, [x1()]), (replaces, {"x": x1()}), (sets, Held())):
+        for _ in range(2):
+            with pytest.raises(errors.TracedValueError, match="changed"):
+                gf.compile(function)(argument)
+
+
+def test_hooks_and_iterators_with_effects_are_refused() -> None:
+    w, log = gf.Parameter([1.0]), []
+    w.register_hook(lambda g: log.append(1))
+
+    def step(x: Tensor) -> None:
+        (w * x).sum().backward()
+
+    with pytest.raises(errors.TracedValueError, match="log was of length 0"):
+        gf.compile(step)(x1())
+    import itertools
+
+    for iterator in (iter([1.0, 2.0]), itertools.count(), (k for k in range(3))):
+        with pytest.raises(errors.TracedValueError, match="iterator was at"):
+            gf.compile(lambda x, iterator=iterator: x * next(iterator))(x1())
+
+
+def test_a_schedule_inside_is_refused() -> None:
+    s = Setup()
+
+    class Schedule:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def step(self) -> None:
+            self.calls += 1
+            s.optimizer.lr = 0.1 / self.calls
+
+    schedule = Schedule()
+
+    def step(x: Tensor, t: Tensor) -> Tensor:
+        loss = step_of(s)(x, t)
+        schedule.step()
+        return loss
+
+    with pytest.raises(errors.TracedValueError, match=r"schedule\.calls was 0 and is 1"):
+        gf.compile(step)(*BATCHES[0])
+
+
+def test_modes_of_other_threads_are_their_own() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    s = Setup()
+    f, x = gf.compile(lambda x: s.model(x)), gf.tensor(BATCHES[0][0])
+
+    def work(recording: bool) -> bool:
+        with gf.set_grad_enabled(recording):
+            return all(f(x).requires_grad is recording for _ in range(30))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, [True, False] * 4))
+    assert count(f) == 2
+
+
 def test_functions_made_in_a_loop() -> None:
     functions = [gf.compile(lambda x, k=k: x * k) for k in range(4)]
     for _ in range(2):

@@ -310,6 +310,15 @@ def test_it_says_why_it_cannot_be_used(monkeypatch, found, said):
     assert gradflow_numba.plugin.unavailable() == said
 
 
+def test_with_compilation_switched_off_it_is_not_available(monkeypatch):
+    import gradflow_numba
+
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    assert gradflow_numba.plugin.unavailable() == "NUMBA_DISABLE_JIT is set: nothing would be compiled."
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "0")
+    assert gradflow_numba.plugin.unavailable() is None
+
+
 def test_asking_for_it_does_not_import_numba():
     code = "import sys, gradflow_numba as g; g.plugin.unavailable(); print('numba' in sys.modules)"
     assert run(code) == "False"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from gradflow.backend import Backend, Plugin
 from gradflow.errors import ArgumentError, explain
 
@@ -16,7 +18,7 @@ class NumbaPlugin(Plugin):
     extra = "numba"
 
     def unavailable(self) -> str | None:
-        """Whether Numba is missing or too old, by its metadata: importing it takes 0.3 s."""
+        """Whether Numba is missing, too old by its metadata (importing it takes 0.3 s), or told not to compile."""
         from importlib.metadata import PackageNotFoundError, version
 
         try:
@@ -25,6 +27,8 @@ class NumbaPlugin(Plugin):
             return "Numba is not installed."
         if _release(found) < LEAST:
             return f"Numba {found} is too old: it needs {'.'.join(map(str, LEAST))} or newer."
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+            return "NUMBA_DISABLE_JIT is set: nothing would be compiled."
         return None
 
     def create(self, device: str | None) -> Backend:

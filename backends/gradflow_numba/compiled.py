@@ -18,8 +18,9 @@ from gradflow.compiler.memory import ALIGNMENT, Place, Plan
 from gradflow.compiler.regions import Region
 from gradflow_numba import blas, threads
 from gradflow_numba.emit import WIDTH, Cell, kernel_of
-from gradflow_numba.fixed import combine_text, fixed
+from gradflow_numba.fixed import body, combine_text, fixed
 from gradflow_numba.kernels_on_disk import compiled, source_of
+from gradflow_numpy.blas import blas_threads, set_blas_threads
 
 Array = Any
 Row = list[Any]
@@ -44,9 +45,14 @@ def _driver(parallel: bool) -> Callable[[int], int]:
         from gradflow_numba.drive_parallel import drive
     else:
         from gradflow_numba.drive_serial import drive
-    (found,) = drive.overloads.values()
-    entry: Callable[[int], int] = found.entry_point
+    compiled_: Any = next(iter(drive.overloads.values()))
+    entry: Callable[[int], int] = compiled_.entry_point
     return entry
+
+
+def _parallel_driver(address: int) -> int:
+    """Run in several threads; the driver is loaded, or compiled, when that is first tried."""
+    return _driver(True)(address)
 
 
 class Item:
@@ -91,30 +97,26 @@ class Native(Executable):
         self._arena = memory[start:]
         self._failed = np.zeros(1, np.int64)
         self._results = [(shape, value.dtype) for value, shape in plan.graph.results]
-        self._inputs = 1 + max((v.source for v in plan.places if v.kind == "argument"), default=-1)
+        self._inputs = plan.graph.arguments
         self._arrays = np.zeros(max(1, self._inputs + len(self._results)), np.int64)
-        self._words = memoryview(self._arrays)
+        self._words: Any = memoryview(self._arrays)  # type: ignore[arg-type]
         self._steps: list[Callable[[Sequence[Array]], int]] = []
         self._parts: list[Part] = []
+        self._rows: list[tuple[Item, int]] = []
         self._kept: list[Any] = [memory]
         self._combined: set[Value] = set()
         self._build()
 
     # ------------------------------------------------------------ running
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...] | None:
+        """Run it; None where a check has failed."""
         out = tuple([np.empty(shape, dtype) for shape, dtype in self._results])
         with self._lock:
             words = self._words
-            i = 0
-            for array in arrays:
+            for i, array in enumerate((*arrays, *out)):
                 words[i] = id(array)
-                i += 1
-            i = self._inputs
-            for array in out:
-                words[i] = id(array)
-                i += 1
             if _data_field() < 0:
-                words[:] = memoryview(np.array([a.ctypes.data for a in (*arrays, *out)], np.int64))
+                self._arrays[:] = [a.ctypes.data for a in (*arrays, *out)]
             for step in self._steps:
                 if step(arrays):
                     return None
@@ -126,13 +128,13 @@ class Native(Executable):
         serial = _driver(False)
         if not pays:
             return lambda arrays: serial(address)
-        either = threads.Adaptive(serial, lambda address: _driver(True)(address))
-        return lambda arrays: either(address)  # type: ignore[no-any-return]
+        either = threads.Adaptive(serial, _parallel_driver)
+        return lambda arrays: int(either(address))
 
     # ------------------------------------------------------------ building
     def _build(self) -> None:
         part = Part()
-        uses_blas = any(g.nodes[0].op == "gemm" for r in self.plan.regions for g in r.groups)
+        uses_blas = any(g.nodes[0].op in ("gemm", "batch_gemm") for r in self.plan.regions for g in r.groups)
         if uses_blas:
             part.add([self._blas_item(ONE)], [], 0)
         for region in self.plan.regions:
@@ -177,6 +179,7 @@ class Native(Executable):
             np.int64,
         )  # fmt: skip
         self._kept += [table, regions, patch, header]
+        self._rows += [(item, table.ctypes.data + i * WIDTH * 8) for i, item in enumerate(part.items)]
         self._parts.append(part)
         self._steps.append(self._native_step(header, any(region[4] for region in part.regions)))
 
@@ -206,9 +209,14 @@ class Native(Executable):
         if node.op == "check":
             (wrong,) = node.operands
             return [Item("check", fixed("check"), [Cell(self.plan.place(wrong)), self._failed.ctypes.data], "")]
+        if node.op in _WORDS:
+            text = body(node.op, node.out.dtype)
+            return [Item(node.op, compiled(text), _WORDS[node.op](self.plan, node), text, 0, 2 * node.out.nbytes)]
         kernel = kernel_of(group, self.plan)
         size = group.space[0] * group.space[1]
-        nbytes = size * sum(v.value.dtype.itemsize for v, n in group.reads() if v.row and v.column)
+        reads = {(v.value, v.offset): v.value.dtype.itemsize for v, _ in group.reads() if v.row and v.column}
+        writes = [n.out.dtype.itemsize for n in group.nodes if n.out in self.plan.places and n.out.size == size]
+        nbytes = size * (sum(reads.values()) + sum(writes))
         what = "+".join(n.op for n in group.nodes)
         return [Item(what, compiled(kernel.text), kernel.row, kernel.text, size * len(group.nodes), nbytes)]
 
@@ -297,6 +305,7 @@ class Native(Executable):
 
     # ------------------------------------------------------------ looking at it
     def source(self) -> str:
+        """The texts of its kernels."""
         texts = dict.fromkeys(item.text for part in self._parts for item in part.items if item.text)
         return "\n\n".join(source_of(text) for text in texts)
 
@@ -304,13 +313,81 @@ class Native(Executable):
         """Every row of the table in order."""
         return [item for part in self._parts for item in part.items]
 
+    def ceilings(self) -> tuple[float, float]:
+        """Those of NumPy's BLAS, and of a copy."""
+        from gradflow_numpy.ceilings import ceilings
+
+        return ceilings()
+
     def profile(self, arrays: Sequence[Array], seconds: float) -> list[Timed]:
-        raise NotImplementedError
+        """Time every row of the table by itself, in one thread."""
+        saved = [(array, array.copy()) for array in self._written()]
+        before = blas_threads() or 1
+        try:
+            if self.run(arrays) is None:
+                return []
+            set_blas_threads(1)
+            rows = [row for row in self._rows if row[0].what != "blas threads"]
+            return [self._timed(item, address, seconds / len(rows)) for item, address in rows]
+        finally:
+            set_blas_threads(before)
+            for array, values in saved:
+                np.copyto(array, values)
+
+    def _written(self) -> list[Array]:
+        """The bound memory that the program writes."""
+        found = []
+        for store in self.plan.graph.stores:
+            value = store.value
+            place = Place("memory", store.memory.source, store.start * value.dtype.itemsize)
+            found.append(self._view(place, value.dtype, None, (value.size,)))
+        return found
+
+    def _timed(self, item: Item, address: int, seconds: float) -> Timed:
+        from gradflow_numba.drive_serial import repeat
+
+        calls = 1
+        while True:
+            start = time.perf_counter()
+            repeat(address, self.plan.tasks, calls)
+            took = time.perf_counter() - start
+            if took > seconds / 4 or calls > 1_000_000:
+                return Timed(item.what, took / calls, item.operations, item.nbytes)
+            calls *= 4
 
 
 def _strided(flat: Array, strides: Sequence[int], shape: Sequence[int]) -> Array:
     item = flat.dtype.itemsize
     return np.lib.stride_tricks.as_strided(flat, shape, [t * item for t in strides])
+
+
+def _batch_gemm_words(plan: Plan, node: Node) -> Row:
+    count, rows, inner, columns, *steps = node.settings
+    words: Row = [count, rows, columns, inner]
+    for view, (step, row, column), shape in zip(node.operands, steps, ((rows, inner), (inner, columns)), strict=True):
+        words += [Cell(plan.place(view)), step, *_step(view._replace(row=row, column=column, space=shape))]
+    return [*words, Cell(plan.places[node.out])]
+
+
+def _table_words(plan: Plan, node: Node) -> Row:
+    table, index = node.operands
+    return [*node.space, Cell(plan.place(table)), node.settings, Cell(plan.place(index)), Cell(plan.places[node.out])]
+
+
+def _uniform_words(plan: Plan, node: Node) -> Row:
+    return [*node.space, Cell(plan.place(node.operands[0])), Cell(plan.places[node.out])]
+
+
+def _copy_words(plan: Plan, node: Node) -> Row:
+    lengths, strides = node.settings
+    words = [n for pair in zip(lengths, strides, strict=True) for n in pair]
+    return [node.out.size, Cell(plan.place(node.operands[0])), Cell(plan.places[node.out]), len(lengths), *words]
+
+
+_WORDS: dict[str, Callable[[Plan, Node], Row]] = {
+    "batch_gemm": _batch_gemm_words, "gather": _table_words, "scatter": _table_words, "uniform": _uniform_words,
+    "strided_copy": _copy_words,
+}  # fmt: skip
 
 
 def _step(matrix: View) -> tuple[int, int]:
@@ -330,6 +407,9 @@ def _work(group: Group) -> int:
     return rows * columns * len(group.nodes) // 2
 
 
+_ITEMS = frozenset({"gemm", "batch_gemm", "gather", "scatter", "uniform", "strided_copy"})
+
+
 @final
 class Generator(CodeGenerator):
     """Native programs for arrays on the host."""
@@ -338,11 +418,12 @@ class Generator(CodeGenerator):
     opens_updates = True
 
     @property
-    def multiplies(self) -> bool:  # type: ignore[override]
-        """Whether there is an OpenBLAS whose functions can be called."""
-        return blas.available()
+    def items(self) -> frozenset[str]:  # type: ignore[override]
+        """Products only where there is an OpenBLAS whose functions can be called."""
+        return _ITEMS if blas.available() else _ITEMS - {"gemm", "batch_gemm"}
 
     def tasks(self, graph: Graph) -> int:
+        """As many as there are threads, where there is enough work."""
         available = threads.available()
         if available == 1:
             return 1
@@ -352,6 +433,7 @@ class Generator(CodeGenerator):
         return available if work > PAYS else 1
 
     def generate(self, plan: Plan, namespace: Any) -> Executable:
+        """Make the native program."""
         return Native(plan, namespace)
 
 

@@ -15,7 +15,13 @@ from gradflow_numba.native import run, set_word, word, words
 def drive(address: Any) -> Any:
     """Run a program; 1 says that a check failed."""
     header = words(address)
-    table, regions, count, flag, tasks = word(header, 0), word(header, 1), word(header, 2), word(header, 7), word(header, 8)
+    table, regions, count, flag, tasks = (
+        word(header, 0),
+        word(header, 1),
+        word(header, 2),
+        word(header, 7),
+        word(header, 8),
+    )
     place_arrays(header)
     failed = words(flag)
     set_word(failed, 0, 0)

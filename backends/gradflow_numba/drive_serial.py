@@ -7,7 +7,7 @@ from typing import Any
 from numba import njit, types
 
 from gradflow_numba.emit import WIDTH
-from gradflow_numba.jit import KERNEL
+from gradflow_numba.jit import KERNEL, loop
 from gradflow_numba.native import run, set_word, word, words
 
 ROW = WIDTH * 8  # bytes
@@ -16,7 +16,7 @@ REGION = 6  # words: first and last item that run alone, first and last item tha
 ENTRY = types.int64(types.int64)
 
 
-@njit(**KERNEL)
+@loop
 def place_arrays(header: Any) -> None:
     """Write the addresses of the call's arrays into the table."""
     patches, count, arrays, field = word(header, 3), word(header, 4), words(word(header, 5)), word(header, 6)
@@ -32,7 +32,13 @@ def place_arrays(header: Any) -> None:
 def drive(address: Any) -> Any:
     """Run a program; 1 says that a check failed."""
     header = words(address)
-    table, regions, count, flag, tasks = word(header, 0), word(header, 1), word(header, 2), word(header, 7), word(header, 8)
+    table, regions, count, flag, tasks = (
+        word(header, 0),
+        word(header, 1),
+        word(header, 2),
+        word(header, 7),
+        word(header, 8),
+    )
     place_arrays(header)
     failed = words(flag)
     set_word(failed, 0, 0)
@@ -48,3 +54,12 @@ def drive(address: Any) -> Any:
                 item = words(table + i * ROW)
                 run(word(item, 0), item, t, tasks)
     return 0
+
+
+@njit(types.void(types.int64, types.int64, types.int64), **KERNEL)
+def repeat(address: Any, tasks: Any, times: Any) -> None:
+    """Run one item of a program again and again."""
+    item = words(address)
+    for _ in range(times):
+        for t in range(tasks):
+            run(word(item, 0), item, t, tasks)

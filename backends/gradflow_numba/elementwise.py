@@ -10,7 +10,7 @@ import numpy as np
 
 from gradflow_numba.generic import erf, exp, log1p, sigmoid
 from gradflow_numba.jit import loop
-from gradflow_numba.kernels import KERNELS, RESIDUAL_KERNELS, VJPS, Array, fits, new
+from gradflow_numba.kernels import FLOAT32, FLOAT64, KERNELS, RESIDUAL_KERNELS, VJPS, Array, fits, new
 
 Kernel = Callable[..., Any]
 SHORT = 4096  # elements: below, a call or two of NumPy's are as fast as the checks and the call of a compiled loop
@@ -28,15 +28,17 @@ def _alike(x: Array, y: Array) -> bool:
 
 
 def of_one(compiled: Kernel, otherwise: Kernel, least: int = 1) -> Kernel:
-    """A kernel of one array: the compiled loop from `least` elements on, where the memory fits."""
+    """A kernel of one array: the compiled loop from `least` elements on, over a copy where the memory does not fit."""
 
     def kernel(x: Array) -> Any:
         n = x.size
-        if n < least or not x.shape or not fits(x):
+        if n < least or x.dtype not in (FLOAT32, FLOAT64):
             return otherwise(x)
+        if not x.flags.carray:
+            x = np.array(x, order="C")  # of a scalar too: it has the bits that it has among others
         out = new(x.shape, x.dtype, n)
         compiled(x.ravel(), out.ravel())
-        return out
+        return out if x.shape else out[()]
 
     return kernel
 

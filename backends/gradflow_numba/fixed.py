@@ -15,6 +15,11 @@ from gradflow_numba.native import AT, SIGNATURE, load, offset, set_word, store, 
 
 at_float32, at_float64, at_int64 = AT["at_float32"], AT["at_float64"], AT["at_int64"]
 at_int8, at_int32 = AT["at_int8"], AT["at_int32"]
+sgemm: Any
+dgemm: Any
+set_threads: Any
+somatcopy: Any
+domatcopy: Any
 sgemm, dgemm, set_threads = blas.sgemm, blas.dgemm, blas.set_threads
 somatcopy, domatcopy = blas.somatcopy, blas.domatcopy
 ORDER, PLAIN, FLIP = blas.ROW_MAJOR, blas.PLAIN, blas.TRANSPOSED_FROM_PLAIN
@@ -92,6 +97,78 @@ _FIXED: dict[str, Callable[..., Any]] = {
     "transpose float64": _dtranspose, "copy": _copy, "check": _check,
     "blas threads": _blas_threads,
 }  # fmt: skip
+
+
+# the bodies of kernels that are the same but for the dtype
+_BODIES = {
+    # words: products, rows, columns, inner, a, step from matrix to matrix, step of a, a is transposed, b …, out
+    "batch_gemm": """
+    M, N, K = word(row, 2), word(row, 3), word(row, 4)
+    a, b, out = at_{kind}(word(row, 5)), at_{kind}(word(row, 9)), at_{kind}(word(row, 13))
+    for i in range(word(row, 1) * t // T, word(row, 1) * (t + 1) // T):
+        {gemm}(
+            ORDER, PLAIN + FLIP * word(row, 8), PLAIN + FLIP * word(row, 12), M, N, K, np.{kind}(1),
+            offset(a, i * word(row, 6)), word(row, 7), offset(b, i * word(row, 10)), word(row, 11),
+            np.{kind}(0), offset(out, i * M * N), N,
+        )
+""",
+    # words: rows, columns, the table, its rows, indices, out; what is out of range is noted elsewhere
+    "gather": """
+    R, C, last = word(row, 1), word(row, 2), word(row, 4) - 1
+    table, index, out = at_{kind}(word(row, 3)), at_int64(word(row, 5)), at_{kind}(word(row, 6))
+    for r in range(R * t // T, R * (t + 1) // T):
+        i = min(max(load(index, r, 1), 0), last)
+        for j in range(C):
+            store(out, r * C + j, load(table, i * C + j, 0), 2)
+""",
+    # words: rows and columns of the table, the rows that are added, how many, indices, out
+    "scatter": """
+    R, C, n = word(row, 1), word(row, 2), word(row, 4)
+    x, index, out = at_{kind}(word(row, 3)), at_int64(word(row, 5)), at_{kind}(word(row, 6))
+    r0 = R * t // T
+    r1 = R * (t + 1) // T
+    for i in range(r0 * C, r1 * C):
+        store(out, i, np.{kind}(0), 2)
+    for r in range(n):
+        i = load(index, r, 1)
+        if (i >= r0) & (i < r1):
+            for j in range(C):
+                store(out, i * C + j, load(out, i * C + j, 2) + load(x, r * C + j, 0), 2)
+""",
+    # words: rows, columns, the generator's state, out
+    "uniform": """
+    R, C = word(row, 1), word(row, 2)
+    state, out = at_uint64(word(row, 3)), at_{kind}(word(row, 4))
+    key, counter = load(state, 0, 0), load(state, 1, 0)
+    for r in range(R * t // T, R * (t + 1) // T):
+        for b in range((C + 3) // 4):
+            words = block(key, counter + np.uint64(r * C // 4 + b + 1))
+            for j in range(min(4, C - 4 * b)):
+                unit = np.int64(words[j] >> np.uint64({shift})) * np.{kind}({scale})
+                store(out, r * C + 4 * b + j, np.{kind}(unit), 1)
+""",
+    # words: elements, from, to, axes, then length and stride of each axis
+    "strided_copy": """
+    n, x, out, axes = word(row, 1), at_{kind}(word(row, 2)), at_{kind}(word(row, 3)), word(row, 4)
+    inner, step = word(row, 3 + 2 * axes), word(row, 4 + 2 * axes)
+    outer = n // inner
+    for r in range(outer * t // T, outer * (t + 1) // T):
+        at, left = 0, r
+        for a in range(axes - 2, -1, -1):
+            at += left % word(row, 5 + 2 * a) * word(row, 6 + 2 * a)
+            left //= word(row, 5 + 2 * a)
+        for j in range(inner):
+            store(out, r * inner + j, load(x, at + j * step, 0), 1)
+""",
+}
+
+
+def body(name: str, dtype: np.dtype[Any]) -> str:
+    """The body of a kernel for a dtype."""
+    kind = "uint8" if dtype.kind == "b" else dtype.name
+    bits = 53 if dtype == np.float64 else 24
+    gemm = "dgemm" if dtype == np.float64 else "sgemm"
+    return _BODIES[name].strip("\n").format(kind=kind, gemm=gemm, shift=64 - bits, scale=2.0**-bits)
 
 
 @functools.cache

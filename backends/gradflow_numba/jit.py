@@ -7,6 +7,7 @@ slower).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable
@@ -58,7 +59,8 @@ def _compiled(function: F, options: dict[str, Any]) -> F:
     """The function under njit, its machine code kept on disk where there is a place for it."""
     try:
         made: Any = numba.njit(cache=True, **options)(function)
-        made._cache._cache_file._source_stamp = _sources()
+        with contextlib.suppress(AttributeError):  # not part of Numba's interface
+            made._cache._cache_file._source_stamp = _sources()
     except RuntimeError:  # neither NUMBA_CACHE_DIR, nor the package's folder, nor the user's can be written
         made = numba.njit(**options)(function)
     compiled: F = made

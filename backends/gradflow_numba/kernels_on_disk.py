@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import cfunc
 
-from gradflow_numba import elementary, jit, native
+from gradflow_numba import blas, elementary, jit, native, random
 from gradflow_numba.jit import KERNEL
 
 FUNCTIONS = ("erf", "exp", "log", "log1p", "sigmoid", "tanh")
@@ -24,7 +24,8 @@ def folder() -> Path:
     """Where generated sources lie: GRADFLOW_CACHE_DIR, or the user's cache, or a temporary folder."""
     given = os.environ.get("GRADFLOW_CACHE_DIR")
     user = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    for path in (Path(given) if given else Path(user) / "gradflow", Path(tempfile.gettempdir()) / f"gradflow-{_user()}"):
+    first = Path(given) if given else Path(user) / "gradflow"
+    for path in (first, Path(tempfile.gettempdir()) / f"gradflow-{_user()}"):
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
@@ -42,7 +43,7 @@ def _user() -> str:
 def _support() -> str:
     """A digest of the functions that kernels call: Numba's cache does not look at those."""
     digest = hashlib.sha256()
-    for module in (elementary, jit, native):
+    for module in (blas, elementary, jit, native, random):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -51,6 +52,12 @@ _SCOPE: dict[str, Any] = {
     "np": np,
     **{name: getattr(native, name) for name in ("load", "store", "offset", "word")},
     **native.AT,
+    "ORDER": blas.ROW_MAJOR,
+    "PLAIN": blas.PLAIN,
+    "FLIP": blas.TRANSPOSED_FROM_PLAIN,
+    "sgemm": blas.sgemm,
+    "dgemm": blas.dgemm,
+    "block": random.block,
     **{f"{name}{bits}": getattr(elementary, f"{name}{bits}") for name in FUNCTIONS for bits in (32, 64)},
 }
 

@@ -1,6 +1,6 @@
 """Raw memory in compiled code: addresses, loads, stores, and calls through a table.
 
-A generated kernel has the signature `kernel(row, task, tasks)`; `row` points to 64-bit words: sizes, addresses, strides.
+A generated kernel is `kernel(row, task, tasks)`; `row` points to 64-bit words: sizes, addresses, strides.
 Loads and stores name their buffer by a small number. Two buffers with different numbers never overlap (the memory plan
 sees to it); LLVM is told so, and needs no checks at run time to vectorise a loop.
 """
@@ -13,13 +13,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-WORDS = types.CPointer(types.int64)
+_pointer_to: Any = types.CPointer
+WORDS = _pointer_to(types.int64)
 SIGNATURE = types.void(WORDS, types.int64, types.int64)
 BUFFERS = 24
 """How many buffers of one kernel are told apart."""
 
 POINTERS: dict[str, Any] = {
-    name: types.CPointer(getattr(types, name))
+    name: _pointer_to(getattr(types, name))
     for name in (
         "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
     )
@@ -54,8 +55,7 @@ AT = {f"at_{name}": _pointer(kind) for name, kind in POINTERS.items()}
 """address -> typed pointer, by the name that generated code uses."""
 
 
-@intrinsic
-def word(context: Any, pointer: Any, index: Any) -> Any:
+def _word(context: Any, pointer: Any, index: Any) -> Any:
     """Word `index` of a row."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -64,8 +64,7 @@ def word(context: Any, pointer: Any, index: Any) -> Any:
     return types.int64(WORDS, types.int64), generate
 
 
-@intrinsic
-def set_word(context: Any, pointer: Any, index: Any, value: Any) -> Any:
+def _set_word(context: Any, pointer: Any, index: Any, value: Any) -> Any:
     """Write a word."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -75,8 +74,7 @@ def set_word(context: Any, pointer: Any, index: Any, value: Any) -> Any:
     return types.void(WORDS, types.int64, types.int64), generate
 
 
-@intrinsic
-def offset(context: Any, pointer: Any, index: Any) -> Any:
+def _offset(context: Any, pointer: Any, index: Any) -> Any:
     """The pointer `index` elements further."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -85,8 +83,7 @@ def offset(context: Any, pointer: Any, index: Any) -> Any:
     return pointer(pointer, types.int64), generate
 
 
-@intrinsic(prefer_literal=True)
-def load(context: Any, pointer: Any, index: Any, buffer: Any) -> Any:
+def _load(context: Any, pointer: Any, index: Any, buffer: Any) -> Any:
     """Element `index` of a buffer."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -97,8 +94,7 @@ def load(context: Any, pointer: Any, index: Any, buffer: Any) -> Any:
     return pointer.dtype(pointer, types.int64, buffer), generate
 
 
-@intrinsic(prefer_literal=True)
-def store(context: Any, pointer: Any, index: Any, value: Any, buffer: Any) -> Any:
+def _store(context: Any, pointer: Any, index: Any, value: Any, buffer: Any) -> Any:
     """Write element `index` of a buffer."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -109,8 +105,7 @@ def store(context: Any, pointer: Any, index: Any, value: Any, buffer: Any) -> An
     return types.void(pointer, types.int64, pointer.dtype, buffer), generate
 
 
-@intrinsic
-def run(context: Any, address: Any, row: Any, task: Any, tasks: Any) -> Any:
+def _run(context: Any, address: Any, row: Any, task: Any, tasks: Any) -> Any:
     """Call the kernel at an address."""
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
@@ -120,3 +115,11 @@ def run(context: Any, address: Any, row: Any, task: Any, tasks: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, WORDS, types.int64, types.int64), generate
+
+
+word: Any = intrinsic(_word)
+set_word: Any = intrinsic(_set_word)
+offset: Any = intrinsic(_offset)
+load: Any = intrinsic(prefer_literal=True)(_load)
+store: Any = intrinsic(prefer_literal=True)(_store)
+run: Any = intrinsic(_run)

@@ -60,8 +60,8 @@ high: Any = intrinsic(_high)
 
 
 @scalar
-def _block(key: Number, counter: Number) -> tuple[Number, Number, Number, Number]:
-    """The four words of a block."""
+def block(key: Number, counter: Number) -> tuple[Number, Number, Number, Number]:
+    """The four words of a block of Philox."""
     x0, x1, x2, x3 = counter, np.uint64(0), np.uint64(0), np.uint64(0)
     k0, k1 = key, np.uint64(0)
     for _ in range(ROUNDS):
@@ -77,7 +77,7 @@ def _block(key: Number, counter: Number) -> tuple[Number, Number, Number, Number
 def _words(key: Number, counter: Number, out: Array) -> None:
     """Fill out, a multiple of four words long, from the block after the counter on."""
     for b in range(out.size // 4):
-        out[4 * b], out[4 * b + 1], out[4 * b + 2], out[4 * b + 3] = _block(key, counter + np.uint64(b + 1))
+        out[4 * b], out[4 * b + 1], out[4 * b + 2], out[4 * b + 3] = block(key, counter + np.uint64(b + 1))
 
 
 @loop

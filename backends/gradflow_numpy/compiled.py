@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter
 from typing import Any, final
 
 import numpy as np
@@ -45,6 +46,7 @@ class StraightLine(Executable):
                 self._inputs.append((value.source, self._flat(plan.places[value], value.dtype, value.size)))
         self._steps: list[Step] = []
         self._lines: list[str] = []
+        self._called: dict[Node, list[Array]] = {}
         self._checks: list[Array] = []
         for region in plan.regions:
             for group in region.all():
@@ -57,6 +59,7 @@ class StraightLine(Executable):
             self._copy(self._flat(target, value.dtype, value.size), source)
 
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...] | None:
+        """Run the calls; None where a check has failed."""
         with self._lock, np.errstate(all="ignore"):
             for i, slot in self._inputs:
                 np.copyto(slot, arrays[i].reshape(-1))
@@ -66,15 +69,54 @@ class StraightLine(Executable):
             return tuple([out.copy() for out in self._outs])
 
     def source(self) -> str:
+        """The calls, with the dtypes and shapes they work on."""
         return "\n".join(self._lines)
 
+    def ceilings(self) -> tuple[float, float]:
+        """Those of NumPy's BLAS, and of a copy."""
+        from gradflow_numpy.ceilings import ceilings
+
+        return ceilings()
+
     def profile(self, arrays: Sequence[Array], seconds: float) -> list[Timed]:
-        raise NotImplementedError
+        """Time every call by itself."""
+        written = [(store, store.value) for store in self.plan.graph.stores]
+        places = [
+            self._flat(Place("memory", s.memory.source, s.start * v.dtype.itemsize), v.dtype, v.size)
+            for s, v in written
+        ]
+        called = [x for node in self.plan.graph.updates for x in self._called[node]]
+        saved = [(array, array.copy()) for array in (*places, *called)]
+        try:
+            if self.run(arrays) is None:
+                return []
+            share = seconds / len(self._steps)
+            return [self._timed(text, step, share) for text, step in zip(self._lines, self._steps, strict=True)]
+        finally:
+            for array, before in saved:
+                np.copyto(array, before)
+
+    def _timed(self, text: str, step: Step, seconds: float) -> Timed:
+        calls = 1
+        while True:
+            start = perf_counter()
+            for _ in range(calls):
+                step()
+            took = perf_counter() - start
+            if took > seconds / 4:
+                return Timed(text, took / calls, 0, 0)
+            calls *= 4
 
     # ------------------------------------------------------------ arrays
     def _flat(self, place: Place, dtype: Any, size: int) -> Array:
         """The elements from a place on."""
-        key = (place.kind, place.source if isinstance(place.source, int) else id(place.source), place.offset, dtype, size)
+        key = (
+            place.kind,
+            place.source if isinstance(place.source, int) else id(place.source),
+            place.offset,
+            dtype,
+            size,
+        )
         if key not in self._made:
             self._made[key] = self._elements(place, dtype, size)
         return self._made[key]
@@ -88,7 +130,9 @@ class StraightLine(Executable):
         if place.kind == "result":
             return self._outs[place.source].reshape(-1)[first : first + size]
         if place.kind == "argument":
-            whole = self._made.setdefault(("argument", place.source, dtype), np.empty(self._length(place.source), dtype))
+            whole = self._made.setdefault(
+                ("argument", place.source, dtype), np.empty(self._length(place.source), dtype)
+            )
             return whole[first : first + size]
         return _memory(place, dtype, size)
 
@@ -170,6 +214,7 @@ class StraightLine(Executable):
         ]
         text = f"{name} {' '.join(map(_shown, operands))}"
         if shape is None:
+            self._called[node] = operands
             self._step(text, partial(kernel, *operands, **settings))
             return
         out = self._target(node).reshape(shape)
@@ -196,10 +241,12 @@ class Generator(CodeGenerator):
 
     fuses = False
     opens_updates = False
-    multiplies = True
+    items = frozenset({"gemm"})
 
     def tasks(self, graph: Graph) -> int:
+        """One."""
         return 1
 
     def generate(self, plan: Plan, namespace: Any) -> Executable:
+        """Make the calls."""
         return StraightLine(plan, namespace)

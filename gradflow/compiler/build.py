@@ -23,8 +23,11 @@ class Switches(NamedTuple):
     reuse: bool = True
 
 
+ALL = Switches()
+
+
 def plan_of(
-    trace: Any, namespace: Any, generator: CodeGenerator, tasks: int | None = None, switches: Switches = Switches()
+    trace: Any, namespace: Any, generator: CodeGenerator, tasks: int | None = None, switches: Switches = ALL
 ) -> Plan:
     """Plan a trace for a code generator, in parts for so many tasks (by default as many as the generator says).
 
@@ -37,7 +40,7 @@ def plan_of(
         thin=switches.thin,
         share=switches.share,
         open_updates=generator.opens_updates,
-        multiplies=generator.multiplies,
+        items=generator.items,
     )
     if switches.orient:
         graph = oriented(graph)

@@ -14,14 +14,15 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, overload
 import numpy as np
 
 from gradflow import config, structure
-from gradflow.arguments import flag, not_async, wrong_kind
+from gradflow.arguments import flag, not_async, number, wrong_kind
 from gradflow.compiler.debug import Checked
-from gradflow.compiler.program import Program, make_program, own
+from gradflow.compiler.profile import Profile
+from gradflow.compiler.program import Generated, Program, make_program, own
 from gradflow.compiler.recording import Recording
 from gradflow.compiler.signature import Results, Signature, as_recorded
 from gradflow.compiler.specialisation import NO, Specialisation
 from gradflow.compiler.surroundings import Change, Surroundings
-from gradflow.errors import TracedValueError, explain
+from gradflow.errors import ArgumentError, TracedValueError, explain
 from gradflow.mode import Mode, get_mode, using
 from gradflow.primitive import namespace
 from gradflow.tape import Leaf
@@ -132,6 +133,27 @@ class Compiled(Generic[P, R]):
             if found.program is not None
         )
 
+    def profile(self, seconds: float = 1.0) -> Profile:
+        """How long each item of the latest program takes, against what this machine can do; state is left as it was.
+
+        Args:
+            seconds: about how long to measure.
+
+        Raises:
+            ArgumentError: nothing is compiled yet, or it runs equation by equation.
+        """
+        program = None if self._latest is None else self._latest.program
+        if not isinstance(program, Generated):
+            raise ArgumentError(
+                explain(
+                    f"a profile of {self!r}.",
+                    "it shows the items of generated code; the first call, or two, only record.",
+                    "step(x, t); step(x, t); print(step.profile())",
+                )
+            )
+        with self._lock:
+            return program.profile(number("profile", "seconds", seconds))
+
     def clear(self) -> None:
         """Forget all programs; the next call records again."""
         with self._lock:
@@ -220,8 +242,10 @@ class Compiled(Generic[P, R]):
         except TracedValueError:
             recording.undo()
             raise
-        changes = list(before.changes())
+        changes = [*before.changes(), *before.consumed()]
         refusal = self._refusal(before, changes, switched, dtype, noise)
+        if refusal is None and (kind := signature.changed_container()):
+            refusal = _side_effect(f"the function changed a {kind} among its arguments", "return a new one instead")
         return _Ran(signature, recording, results, after, known, mode, changes, refusal)
 
     def _checked(self, program: Program, ran: _Ran) -> Program:

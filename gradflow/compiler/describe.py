@@ -13,11 +13,12 @@ def describe(plan: Plan) -> str:
     graph = plan.graph
     calls = [node for node in graph.nodes if node.op == "call"]
     stored = len(graph.stores) - len(plan.copied)
+    groups = sum(len(r.all()) for r in plan.regions)
+    split = f"rows split over {plan.tasks} task{'s' * (plan.tasks > 1)}"
+    arena = f"arena of {plan.arena:,} bytes ({plan.unshared:,} if no memory were used twice)"
     lines = [
-        f"{len(graph.nodes)} nodes in {sum(len(r.all()) for r in plan.regions)} groups and {len(plan.regions)} regions, "
-        f"rows split over {plan.tasks} task{'s' * (plan.tasks > 1)}",
-        f"arena of {plan.arena:,} bytes ({plan.unshared:,} if no memory were used twice); "
-        f"{stored} of {len(graph.stores)} stores in place",
+        f"{len(graph.nodes)} nodes in {groups} groups and {len(plan.regions)} regions, {split}",
+        f"{arena}; {stored} of {len(graph.stores)} stores in place",
     ]
     if calls:
         named = Counter(f"{node.settings[0]}{f' at {node.site}' if node.site else ''}" for node in calls)

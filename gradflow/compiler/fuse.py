@@ -20,8 +20,8 @@ from gradflow.compiler.graph import (
     Space,
     Value,
     View,
+    is_same,
 )
-from gradflow.compiler.lower import is_same
 
 HEAVY = {"exp", "log", "log1p", "tanh", "sigmoid", "erf", "sqrt", "divide", "power", "remainder", "floor_divide"}
 """Computed once and stored rather than computed again."""
@@ -37,6 +37,7 @@ class Group:
         self.bit = bit
         self.before = 0
         self.after = 0
+        self.stages: dict[Node, int] | None = None
         node.group = self
 
     @property
@@ -111,7 +112,11 @@ def _parts(node: Node) -> list[Node]:
 def _siblings(node: Node) -> Iterable[Node]:
     """Nodes that read all of the same value over the same space."""
     for view in node.operands:
-        if view.value.kind != "number" and bool(view.row) == (node.space[0] > 1) and bool(view.column) == (node.space[1] > 1):
+        if (
+            view.value.kind != "number"
+            and bool(view.row) == (node.space[0] > 1)
+            and bool(view.column) == (node.space[1] > 1)
+        ):
             for user in view.value.users:
                 if user is not node and user.space == node.space:
                     yield user
@@ -248,9 +253,7 @@ def _in_order(nodes: list[Node]) -> list[Node]:
         waiting = [start]
         while waiting:
             node = waiting[-1]
-            missing = [
-                v.value.node for v in node.operands if v.value.node in inside and v.value.node not in done
-            ]
+            missing = [v.value.node for v in node.operands if v.value.node in inside and v.value.node not in done]
             if missing:
                 waiting += [m for m in missing if m is not None]
                 continue
@@ -285,10 +288,18 @@ def _sorted(groups: list[Group]) -> list[Group]:
 
 # ---------------------------------------------------------------- the loops inside a group
 def stages(group: Group) -> dict[Node, int]:
-    """The number of the loop over a row's columns in which each node runs.
+    """The number of the loop over a row's columns in which each node runs; asked of finished groups.
 
-    What needs a finished reduction along the row waits for the next loop.
+    What needs a finished reduction along the row waits for the next loop. What only later loops read is computed there,
+    if what it reads passes to that loop anyway.
     """
+    if group.stages is None:
+        group.stages = _earliest(group)
+        _sink(group, group.stages)
+    return group.stages
+
+
+def _earliest(group: Group) -> dict[Node, int]:
     found: dict[Node, int] = {}
     for node in group.nodes:
         found[node] = max(
@@ -300,3 +311,22 @@ def stages(group: Group) -> dict[Node, int]:
             default=0,
         )
     return found
+
+
+def _sink(group: Group, stage: dict[Node, int]) -> None:
+    readers: dict[Node, list[Node]] = {node: [] for node in group.nodes}
+    for node in group.nodes:
+        for view in node.operands:
+            if view.value.node in readers and view.value.node is not None:
+                readers[view.value.node].append(node)
+    for node in reversed(group.nodes):
+        if node.op in REDUCTIONS or not readers[node] or len(node.out.users) > len(readers[node]):
+            continue
+        later = min(stage[reader] for reader in readers[node])
+        passed = all(
+            stage[producer] == later or any(stage[r] >= later for r in readers[producer] if r is not node)
+            for producer in (v.value.node for v in node.operands)
+            if producer in stage and producer is not None
+        )
+        if later > stage[node] and passed:
+            stage[node] = later

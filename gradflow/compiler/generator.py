@@ -34,6 +34,10 @@ class Executable(ABC):
         """Return the generated code."""
 
     @abstractmethod
+    def ceilings(self) -> tuple[float, float]:
+        """Return the floating-point operations and the bytes that one thread does at most in a second, measured."""
+
+    @abstractmethod
     def profile(self, arrays: Sequence[Array], seconds: float) -> list[Timed]:
         """Run the items one by one for about so long, and say what each takes; bound memory is left as it was."""
 
@@ -44,12 +48,13 @@ class CodeGenerator(ABC):
     Attributes:
         fuses: whether its loops hold many nodes; otherwise each node is a group of its own.
         opens_updates: whether optimizers' rules are compiled; otherwise the backend's kernels are called.
-        multiplies: whether it can multiply matrices; otherwise the backend's kernel is called.
+        items: which operations beside loops it has code for ("gemm", "batch_gemm", "gather", "scatter", "uniform",
+            "strided_copy"); otherwise the backend's kernel is called.
     """
 
     fuses: bool
     opens_updates: bool
-    multiplies: bool
+    items: frozenset[str]
 
     @abstractmethod
     def tasks(self, graph: Graph) -> int:

@@ -1,8 +1,8 @@
 """The intermediate representation: values, strided views of them, nodes that compute, groups of nodes, and the plan.
 
 A **value** is a piece of memory: an argument, memory bound by identity, a constant, a number, or what a node computes.
-A **view** is how a node reads a value: offset and strides in elements. So transposes, broadcasts, reshapes and slices are
-no operations. A **node** runs over a two-dimensional space of rows and columns:
+A **view** is how a node reads a value: offset and strides in elements. So transposes, broadcasts, reshapes and slices
+are no operations. A **node** runs over a two-dimensional space of rows and columns:
 
 ============  ======================================  ==========================================
 op            reads                                   computes
@@ -12,7 +12,13 @@ row_sum …     a view over (rows, columns)             one element for each row
 col_sum …     a view over (rows, columns)             one element for each column
 gemm          matrices (rows, k) and (k, columns)     their product
 transpose     a matrix                                the same matrix, dense
+batch_gemm    two stacks of matrices                  their products, one a row
+gather        a table, indices                        a row of the table for each index
+scatter       rows, indices                           a table: zeros, and each row added where its index says
+uniform       a generator's state                     random numbers in [0, 1)
+strided_copy  a view of any number of axes            its elements, dense
 pack          parts that lie in it, one a row         a value that its parts have filled
+check         an element                              whether it is not 0; then the program stops
 call          whole values                            what a primitive's own kernel computes
 ============  ======================================  ==========================================
 
@@ -29,10 +35,22 @@ import numpy as np
 Array = Any
 Space = tuple[int, int]
 
+COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}
+TESTS = {"isnan", "isfinite", "isinf"}
+LOGIC = {"logical_and", "logical_or", "logical_xor", "logical_not"}
+ELEMENTWISE = (
+    {"add", "subtract", "multiply", "divide", "negative", "square", "abs", "sign", "floor", "exp", "log", "log1p"}
+    | {"sqrt", "tanh", "sigmoid", "erf", "maximum", "minimum", "where", "power", "remainder", "floor_divide", "cast"}
+    | {"bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_invert", "copy"}
+    | COMPARISONS | TESTS | LOGIC
+)  # fmt: skip
+
 ROW_REDUCTIONS = {"row_sum", "row_max", "row_min"}
 COLUMN_REDUCTIONS = {"col_sum", "col_max", "col_min"}
 REDUCTIONS = ROW_REDUCTIONS | COLUMN_REDUCTIONS
-WHOLE = {"gemm", "transpose", "pack", "call", "check"}
+WHOLE = {
+    "gemm", "batch_gemm", "transpose", "pack", "call", "check", "gather", "scatter", "uniform", "strided_copy",
+}  # fmt: skip
 """Operations that are an item of their own: they share no loop with others."""
 
 
@@ -114,6 +132,16 @@ def whole(value: Value) -> View:
     return View(value, 0, columns if rows > 1 else 0, 1 if columns > 1 else 0, value.home)
 
 
+def is_same(view: View, space: Space) -> bool:
+    """Whether element (i, j) of a loop over `space` reads element (i, j), or (i, 0), of the value."""
+    rows, columns = view.value.home
+    row = columns if rows > 1 else 0
+    return (
+        view.offset == 0 and rows == space[0] and view.row == row and view.column == (1 if columns > 1 else 0)
+        and (columns in (1, space[1]))
+    )  # fmt: skip
+
+
 @dataclass(eq=False, slots=True, repr=False)
 class Node:
     """One computation over a space of rows and columns.
@@ -125,7 +153,7 @@ class Node:
         space: the rows and columns it runs over.
         index: its place in the order of the program.
         group: the group whose loop it runs in.
-        settings: what a `call` needs besides: the primitive, its settings, the shapes of its operands.
+        settings: what it needs besides; for a `call` the primitive, its settings, the shapes of its operands.
         site: the user's line.
     """
 
@@ -166,6 +194,7 @@ class Graph:
         results: for each result the view that holds it, and its shape.
         checks: nodes that only say whether something is wrong; they run before anything is stored.
         updates: calls of kernels that write bound memory themselves.
+        arguments: how many there are.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -173,6 +202,7 @@ class Graph:
     results: list[tuple[Value, tuple[int, ...]]] = field(default_factory=list)
     checks: list[Node] = field(default_factory=list)
     updates: list[Node] = field(default_factory=list)
+    arguments: int = 0
 
     def roots(self) -> list[Value]:
         """Every value that no node computes, numbers apart."""
@@ -188,3 +218,25 @@ class Graph:
     def kept(self) -> set[Value]:
         """Values that are needed after the last node: stored ones and results."""
         return {store.value for store in self.stores} | {value for value, _ in self.results}
+
+
+def without_dead_code(graph: Graph) -> Graph:
+    """The same graph with the nodes alone that something kept depends on, and with every value's users."""
+    needed: set[Value] = graph.kept() | {node.out for node in (*graph.checks, *graph.updates)}
+    live: list[Node] = []
+    for node in reversed(graph.nodes):
+        if node.out in needed:
+            live.append(node)
+            needed.update(view.value for view in node.operands)
+            if node.out.part_of is not None:
+                needed.add(node.out.part_of[0])
+    live.reverse()
+    for node in live:
+        node.out.users = []
+        for view in node.operands:
+            view.value.users = []
+    for i, node in enumerate(live):
+        node.index = i
+        for view in node.operands:
+            view.value.users.append(node)
+    return Graph(live, graph.stores, graph.results, graph.checks, graph.updates, graph.arguments)

@@ -16,125 +16,43 @@ from typing import Any
 import numpy as np
 
 from gradflow.backend import ARRAY
-from gradflow.compiler.graph import COLUMN_REDUCTIONS, Graph, Node, Space, Store, Value, View, is_number
+from gradflow.compiler.bound import Bound
+from gradflow.compiler.graph import (
+    COMPARISONS,
+    ELEMENTWISE,
+    LOGIC,
+    TESTS,
+    Graph,
+    Node,
+    Space,
+    Store,
+    Value,
+    View,
+    without_dead_code,
+)
+from gradflow.compiler.symbols import (
+    Shape,
+    Symbol,
+    UnsupportedError,
+    broadcast,
+    contiguous,
+    is_dense,
+    is_packed,
+    memory_order,
+    merged,
+    merged_or_none,
+    reshaped,
+    split,
+    squeezed,
+)
 from gradflow.ops import update
 from gradflow.ops.axes import kept_shape
 from gradflow.primitive import REGISTRY
 
-Shape = tuple[int, ...]
-
-
-class UnsupportedError(Exception):
-    """A trace that has no lowered form; it runs equation by equation."""
-
-
-class Symbol:
-    """An array that is not computed yet: a strided view of a value, of any number of axes."""
-
-    __slots__ = ("lowering", "offset", "shape", "strides", "value")
-    __array_ufunc__ = None
-    __hash__ = object.__hash__
-
-    def __init__(self, lowering: Lowering, value: Value, offset: int, strides: Shape, shape: Shape) -> None:
-        self.lowering, self.value, self.offset, self.strides, self.shape = lowering, value, offset, strides, shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.value.dtype
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    def at(self, offset: int, strides: Sequence[int], shape: Sequence[int]) -> Symbol:
-        """The same value seen otherwise."""
-        return Symbol(self.lowering, self.value, offset, tuple(strides), tuple(shape))
-
-    @property
-    def is_number(self) -> bool:
-        return self.value.kind == "number"
-
-    def __add__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("add", self, other)
-
-    def __radd__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("add", other, self)
-
-    def __sub__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("subtract", self, other)
-
-    def __rsub__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("subtract", other, self)
-
-    def __mul__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("multiply", self, other)
-
-    def __rmul__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("multiply", other, self)
-
-    def __truediv__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("divide", self, other)
-
-    def __rtruediv__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("divide", other, self)
-
-    def __pow__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("power", self, other)
-
-    def __rpow__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("power", other, self)
-
-    def __neg__(self) -> Symbol:
-        return self.lowering.elementwise("negative", self)
-
-    def __eq__(self, other: object) -> Symbol:  # type: ignore[override]
-        return self.lowering.elementwise("equal", self, other)
-
-    def __ne__(self, other: object) -> Symbol:  # type: ignore[override]
-        return self.lowering.elementwise("not_equal", self, other)
-
-    def __lt__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("less", self, other)
-
-    def __le__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("less_equal", self, other)
-
-    def __gt__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("greater", self, other)
-
-    def __ge__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("greater_equal", self, other)
-
-    def __and__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("bitwise_and", self, other)
-
-    def __or__(self, other: Any) -> Symbol:
-        return self.lowering.elementwise("bitwise_or", self, other)
-
-    def __invert__(self) -> Symbol:
-        return self.lowering.elementwise("bitwise_invert", self)
-
-
 # ---------------------------------------------------------------- what is computed element by element
-_COMPARISONS = {"equal", "not_equal", "less", "less_equal", "greater", "greater_equal"}
-_TESTS = {"isnan", "isfinite", "isinf"}
-_LOGIC = {"logical_and", "logical_or", "logical_xor", "logical_not"}
-ELEMENTWISE = (
-    {"add", "subtract", "multiply", "divide", "negative", "square", "abs", "sign", "floor", "exp", "log", "log1p"}
-    | {"sqrt", "tanh", "sigmoid", "erf", "maximum", "minimum", "where", "power", "remainder", "floor_divide", "cast"}
-    | {"bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_invert", "copy"}
-    | _COMPARISONS | _TESTS | _LOGIC
-)  # fmt: skip
 _FLOAT_ONLY = {"divide", "exp", "log", "log1p", "sqrt", "tanh", "sigmoid", "erf", "floor", "power", "remainder"}
 _BOOL = np.dtype(np.bool_)
 _KINDS = ("f", "i", "u", "b")
-
-_GIVEN_A_PLACE = {"gemm", *COLUMN_REDUCTIONS}
-"""What else can compute right where its value shall lie."""
 
 _EVALUATE: dict[str, Callable[..., Any]] = {
     "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "negative": np.negative,
@@ -152,17 +70,23 @@ class Lowering:
         thin: inner lengths up to it make no matrix product but sums of products.
         share: whether common subexpressions are computed once.
         open_updates: whether optimizers' rules become nodes; otherwise the backend's own kernel is called.
-        multiplies: whether products of matrices become nodes.
+        items: operations beside loops that become nodes; the others become calls.
     """
 
     def __init__(
-        self, namespace: Any, *, thin: int = 4, share: bool = True, open_updates: bool = True, multiplies: bool = True
+        self,
+        namespace: Any,
+        *,
+        thin: int = 4,
+        share: bool = True,
+        open_updates: bool = True,
+        items: frozenset[str] = frozenset({"gemm"}),
     ) -> None:
         self.namespace, self.thin, self.share = namespace, thin, share
-        self.open_updates, self.multiplies = open_updates, multiplies
+        self.open_updates, self.items = open_updates, items
         self.graph = Graph()
         self.memo: dict[Any, Value] = {}
-        self.memory = _Memory(self)
+        self.memory = Bound(self)
         self.checks: list[Node] = []
         self.site = ""
 
@@ -249,14 +173,14 @@ class Lowering:
                 condition = self.elementwise("not_equal", condition, 0)
             rest, out = self._common(rest)
             return [condition, *rest], out
-        if op in _LOGIC:
+        if op in LOGIC:
             return [s if s.dtype == _BOOL else self.elementwise("not_equal", s, 0) for s in symbols], _BOOL
-        if op in _TESTS:
+        if op in TESTS:
             return symbols, _BOOL
         symbols, out = self._common(symbols)
         if out.kind not in _KINDS or op in _FLOAT_ONLY and out.kind != "f":
             raise UnsupportedError(f"{op} of {out}")
-        return symbols, _BOOL if op in _COMPARISONS else out
+        return symbols, _BOOL if op in COMPARISONS else out
 
     def _common(self, symbols: list[Symbol]) -> tuple[list[Symbol], np.dtype[Any]]:
         strong = [s.dtype for s in symbols if not s.is_number] or [s.dtype for s in symbols]
@@ -304,15 +228,15 @@ class Lowering:
     def _over_rows_and_columns(self, op: str, symbols: list[Symbol], shape: Shape, out: Any) -> Symbol:
         """Emit the node in the smallest space in which its operands differ, its axes in the order of their memory."""
         axes = [i for i, n in enumerate(shape) if n > 1 and any(s.strides[i] for s in symbols)]
-        axes = _memory_order(axes, symbols, shape)
+        axes = memory_order(axes, symbols, shape)
         lengths = [shape[i] for i in axes]
         strides = [[s.strides[i] for i in axes] for s in symbols]
-        split, fits = _split(lengths, strides)
+        cut, fits = split(lengths, strides)
         symbols = [s if fit else self._rearranged(s, axes, shape) for s, fit in zip(symbols, fits, strict=True)]
         strides = [[s.strides[i] for i in axes] for s in symbols]
-        space = math.prod(lengths[:split]), math.prod(lengths[split:])
+        space = math.prod(lengths[:cut]), math.prod(lengths[cut:])
         views = [
-            View(s.value, s.offset, _merged(lengths[:split], t[:split]), _merged(lengths[split:], t[split:]), space)
+            View(s.value, s.offset, merged(lengths[:cut], t[:cut]), merged(lengths[cut:], t[cut:]), space)
             for s, t in zip(symbols, strides, strict=True)
         ]
         value = self.new(op, views, space, space, out)
@@ -322,21 +246,21 @@ class Lowering:
     def _rearranged(self, s: Symbol, axes: list[int], shape: Shape) -> Symbol:
         """A symbol whose strides do not merge, copied into the order of the loop's axes, which then merge."""
         lengths = tuple(shape[i] for i in axes)
-        copied = self.call("copy", [s.at(s.offset, [s.strides[i] for i in axes], lengths)], {})
+        copied = self.strided_copy(s.at(s.offset, [s.strides[i] for i in axes], lengths))
         found = dict(zip(axes, contiguous(lengths), strict=True))
         return copied.at(0, [found.get(i, 0) for i in range(len(shape))], shape)
 
     def materialised(self, s: Symbol) -> Symbol:
         """The symbol as a dense value of its own in the order of its axes."""
-        if s.value.kind != "number" and _is_dense(s):
+        if s.value.kind != "number" and is_dense(s):
             return s
-        lengths, strides = _squeezed(s.shape, s.strides)
-        split, (fits,) = _split(lengths, [strides])
+        lengths, strides = squeezed(s.shape, s.strides)
+        cut, (fits,) = split(lengths, [strides])
         if not fits:
-            return self.call("copy", [s], {})
-        space = math.prod(lengths[:split]), math.prod(lengths[split:])
+            return self.strided_copy(s)
+        space = math.prod(lengths[:cut]), math.prod(lengths[cut:])
         view = View(
-            s.value, s.offset, _merged(lengths[:split], strides[:split]), _merged(lengths[split:], strides[split:]), space
+            s.value, s.offset, merged(lengths[:cut], strides[:cut]), merged(lengths[cut:], strides[cut:]), space
         )
         return self.dense(self.new("copy", [view], space, space, s.dtype), s.shape)
 
@@ -352,7 +276,7 @@ class Lowering:
     def lower_reshape(self, x: Symbol, *, shape: Shape) -> Symbol:
         if shape == x.shape:
             return x
-        strides = _reshaped(x.shape, x.strides, shape)
+        strides = reshaped(x.shape, x.strides, shape)
         if strides is None:
             x = self.materialised(x)
             strides = contiguous(shape)
@@ -437,7 +361,7 @@ class Lowering:
         lengths, strides = list(x.shape), list(x.strides)
 
         def merged(axes: list[int]) -> int | None:
-            return _merged_or_none([lengths[a] for a in axes], [strides[a] for a in axes])
+            return merged_or_none([lengths[a] for a in axes], [strides[a] for a in axes])
 
         of_kept, of_reduced = merged(kept), merged(reduced)
         if of_kept is None or of_reduced is None:
@@ -465,7 +389,7 @@ class Lowering:
             rows = self.lower_matmul(self.lower_reshape(x, shape=(math.prod(x.shape[:-1]), x.shape[-1])), y)
             return self.lower_reshape(rows, shape=(*x.shape[:-1], y.shape[1]))
         if x.ndim != 2 or y.ndim != 2:
-            return self.call("matmul", [x, y], {})
+            return self._batch_gemm(x, y)
         (rows_, inner), columns = x.shape, y.shape[1]
         if inner <= self.thin:
             return self._sum_of_products(x, y)
@@ -508,13 +432,36 @@ class Lowering:
         return self.dense(packed, (rows, columns))
 
     def _gemm(self, x: Symbol, y: Symbol) -> Symbol:
-        if not self.multiplies:
+        if "gemm" not in self.items:
             return self.call("matmul", [x, y], {})
         x, y = self._matrix(x), self._matrix(y)
         a = View(x.value, x.offset, x.strides[0], x.strides[1], (x.shape[0], x.shape[1]))
         b = View(y.value, y.offset, y.strides[0], y.strides[1], (y.shape[0], y.shape[1]))
         space = x.shape[0], y.shape[1]
         return self.dense(self.new("gemm", [a, b], space, space, x.dtype), space)
+
+    def _batch_gemm(self, x: Symbol, y: Symbol) -> Symbol:
+        """A product for each pair of matrices in two stacks."""
+        if "batch_gemm" not in self.items:
+            return self.call("matmul", [x, y], {})
+        batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        stacks = [self._stack(broadcast(s, (*batch, *s.shape[-2:]))) for s in (x, y)]
+        (rows, inner), columns = x.shape[-2:], y.shape[-1]
+        count = math.prod(batch)
+        views = [View(s.value, s.offset, 0, 0, (0, 0)) for s in stacks]
+        steps = [(merged(batch, s.strides[:-2]), *s.strides[-2:]) for s in stacks]
+        settings = count, rows, inner, columns, *steps
+        space = count, rows * columns
+        value = self.new("batch_gemm", views, space, space, x.dtype, settings)
+        return self.dense(value, (*batch, rows, columns))
+
+    def _stack(self, s: Symbol) -> Symbol:
+        """A stack of matrices that BLAS can read, one at a constant distance from the other."""
+        (rows, columns), (row, column) = s.shape[-2:], s.strides[-2:]
+        readable = column == 1 and row >= columns or row == 1 and column >= rows
+        if not s.is_number and readable and merged_or_none(s.shape[:-2], s.strides[:-2]) is not None:
+            return s
+        return self.strided_copy(s) if s.is_number or not is_dense(s) or not readable else s
 
     def _matrix(self, s: Symbol) -> Symbol:
         """A matrix that BLAS can read: one stride is 1, the other at least the length of that axis."""
@@ -543,11 +490,55 @@ class Lowering:
         if node is not None and node not in self.checks:
             self.checks.append(node)
 
+    def lower_row_index(self, indices: Symbol, *, rows: int) -> Symbol:
+        index = self.cast(indices, np.dtype(np.int64))
+        self.check((index < 0) | (index >= rows))
+        return index
+
     def lower_gather(self, x: Symbol, *indices: Symbol, key: tuple[Any, ...]) -> Symbol:
-        return self.call("gather", [x, *indices], {"key": key})
+        if key != (ARRAY,) or "gather" not in self.items or not x.size or not indices[0].size:
+            return self.call("gather", [x, *indices], {"key": key})
+        index, column = self._rows_chosen(indices[0], x.shape[0])
+        width = math.prod(x.shape[1:])
+        table = self.materialised(self.lower_reshape(x, shape=(x.shape[0], width)))
+        view = View(table.value, table.offset, width, 1, (x.shape[0], width))
+        space = index.size, width
+        value = self.new("gather", [view, column], space, space, x.dtype, settings=x.shape[0])
+        return self.dense(value, (*index.shape, *x.shape[1:]))
 
     def lower_scatter_add(self, x: Symbol, *indices: Symbol, shape: Shape, key: tuple[Any, ...]) -> Symbol:
-        return self.call("scatter_add", [x, *indices], {"shape": shape, "key": key})
+        if key != (ARRAY,) or "scatter" not in self.items or not x.size or not indices[0].size:
+            return self.call("scatter_add", [x, *indices], {"shape": shape, "key": key})
+        index, column = self._rows_chosen(indices[0], shape[0])
+        width = math.prod(shape[1:])
+        rows = self.materialised(self.lower_reshape(x, shape=(index.size, width)))
+        view = View(rows.value, rows.offset, width, 1, (index.size, width))
+        space = shape[0], width
+        return self.dense(self.new("scatter", [view, column], space, space, x.dtype, settings=index.size), shape)
+
+    def _rows_chosen(self, indices: Symbol, rows: int) -> tuple[Symbol, View]:
+        """Indices counted from the front, checked, as a symbol and as a column."""
+        index = self.cast(indices, np.dtype(np.int64))
+        self.check((index < -rows) | (index >= rows))
+        index = self.materialised(self.elementwise("where", index < 0, index + rows, index))
+        return index, View(index.value, index.offset, 1, 0, (index.size, 1))
+
+    def lower_random_uniform(self, state: Symbol, *, shape: Shape, dtype: Any) -> Symbol:
+        if "uniform" not in self.items or not math.prod(shape) or state.strides != (1,):
+            return self.call("random_uniform", [state], {"shape": shape, "dtype": dtype})
+        columns = shape[-1] if shape and shape[-1] % 4 == 0 else math.prod(shape)  # a block is four numbers of a row
+        space = math.prod(shape) // columns, columns
+        view = View(state.value, state.offset, 0, 1, (1, 2))
+        return self.dense(self.new("uniform", [view], space, space, np.dtype(dtype), settings="draw"), shape)
+
+    def strided_copy(self, s: Symbol) -> Symbol:
+        """The elements of a view of many axes, one after the other."""
+        if "strided_copy" not in self.items or s.is_number:
+            return self.call("copy", [s], {})
+        lengths, strides = squeezed(s.shape, s.strides)
+        view = View(s.value, s.offset, 0, 0, (0, 0))
+        space = 1, s.size
+        return self.dense(self.new("strided_copy", [view], space, space, s.dtype, (lengths, strides)), s.shape)
 
     # ------------------------------------------------------------ anything else
     def call(self, name: str, symbols: Sequence[Symbol], settings: dict[str, Any]) -> Symbol:
@@ -604,7 +595,7 @@ class Lowering:
     def _assign_index(self, x: Symbol, value: Symbol, indices: Sequence[Symbol], key: tuple[Any, ...]) -> None:
         if not indices and ARRAY not in key:
             target = self.lower_basic_index(x, key=key)
-            if _is_packed(target):
+            if is_packed(target):
                 self._store(target, value)
                 return
         current = self.memory.load(x)
@@ -627,245 +618,6 @@ class Lowering:
                 self._store(old, value)
             start += g.size
         self._store(step, update.COUNTS[name](self, self.memory.load(step), numbers))
-
-
-# ---------------------------------------------------------------- memory that is bound
-class _Memory:
-    """What bound memory holds at each point of the program: the value of the last store, where there was one."""
-
-    def __init__(self, lowering: Lowering) -> None:
-        self.lowering = lowering
-        self.roots: dict[tuple[int, Any], Value] = {}
-        self.stores: dict[Value, dict[tuple[int, int], Symbol]] = {}
-        self.bases: dict[Value, int] = {}
-        self.closed: list[Symbol] = []
-        self.owned: set[Value] = set()  # what is stored somewhere, or handed out
-
-    def bind(self, arrays: dict[int, Any], extent: Callable[[Any], tuple[Any, int, int]]) -> dict[int, Symbol]:
-        """A symbol for each array; arrays in the memory of one owner are views of one value."""
-        spans: dict[tuple[int, Any], list[Any]] = {}
-        extents = {variable: extent(array) for variable, array in arrays.items()}
-        for variable, array in arrays.items():
-            owner, low, high = extents[variable]
-            span = spans.setdefault((id(owner), array.dtype), [low, high, owner])
-            span[0], span[1] = min(span[0], low), max(span[1], high)
-        for key, (low, high, owner) in spans.items():
-            size = (high - low) // key[1].itemsize
-            value = Value(key[1], (1, max(size, 1)), "memory", (low, owner))
-            self.roots[key], self.bases[value] = value, low
-        return {variable: self._symbol(array, *extents[variable][:2]) for variable, array in arrays.items()}
-
-    def _symbol(self, array: Any, owner: Any, low: int) -> Symbol:
-        value = self.roots[id(owner), array.dtype]
-        item = array.dtype.itemsize
-        address = array.__array_interface__["data"][0]
-        if (address - self.bases[value]) % item or any(t % item for t in array.strides):
-            raise UnsupportedError("memory that is not aligned")
-        strides = tuple(0 if n == 1 else t // item for n, t in zip(array.shape, array.strides, strict=True))
-        return Symbol(self.lowering, value, (address - self.bases[value]) // item, strides, array.shape)
-
-    def close(self, s: Symbol) -> None:
-        """Say that a kernel writes here: what it holds afterwards is not known as a value."""
-        if s.value in self.stores:
-            raise UnsupportedError("a kernel that writes what was written before")
-        self.closed.append(s)
-
-    def load(self, s: Symbol) -> Symbol:
-        """What bound memory holds now, where the symbol says."""
-        low, high = _extent(s)
-        for other in self.closed:
-            start, stop = _extent(other)
-            if other.value is s.value and low < stop and start < high:
-                raise UnsupportedError("a read of what a kernel has written")
-        for (start, stop), value in self.stores.get(s.value, {}).items():
-            if start <= low and high <= stop:
-                return value.at(value.offset + s.offset - start, s.strides, s.shape)
-            if low < stop and start < high:
-                raise UnsupportedError("a read that overlaps what was written before")
-        return s
-
-    def store(self, target: Symbol, value: Symbol) -> None:
-        """Have bound memory hold a value from here on."""
-        if target.value.kind not in ("memory", "constant"):
-            raise UnsupportedError("a write into an argument or a computed value")
-        if not _is_packed(target):
-            raise UnsupportedError("a write into memory that does not lie together")
-        self.load(target) if self.closed else None
-        low, high = _extent(target)
-        if low == high:
-            return
-        order = sorted(range(target.ndim), key=lambda a: -target.strides[a])
-        value = self.lowering.lower_permute_dims(value, axes=tuple(order))
-        flat = self._own(value)
-        stores = self.stores.setdefault(target.value, {})
-        for start, stop in list(stores):
-            if low <= start and stop <= high:
-                del stores[start, stop]
-            elif low < stop and start < high:
-                raise UnsupportedError("a write that overlaps another")
-        stores[low, high] = flat.at(0, (1,), (high - low,))
-
-    def _own(self, value: Symbol) -> Symbol:
-        """The value as what a node computes, dense and whole, and stored nowhere else."""
-        node = value.value.node
-        fresh = node is not None and (node.op in ELEMENTWISE or node.op in _GIVEN_A_PLACE)
-        fresh = fresh and value.value.part_of is None
-        if fresh and value.value not in self.owned and value.offset == 0 and _is_dense(value) and value.size == value.value.size:
-            self.owned.add(value.value)
-            return value
-        lengths, strides = _squeezed(value.shape, value.strides)
-        split, (fits,) = _split(lengths, [strides])
-        if not fits:
-            value = self.lowering.call("copy", [value], {})
-            lengths, strides = [value.size], [1]
-            split = 0
-        space = math.prod(lengths[:split]), math.prod(lengths[split:])
-        row, column = _merged(lengths[:split], strides[:split]), _merged(lengths[split:], strides[split:])
-        view = View(value.value, value.offset, row, column, space)
-        copied = self.lowering.new("copy", [view], space, space, value.dtype, settings="store")
-        self.owned.add(copied)
-        return self.lowering.dense(copied, (value.size,))
-
-
-# ---------------------------------------------------------------- strides
-def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a dense row-major array.
-
-    >>> from gradflow.compiler.lower import contiguous
-    >>> contiguous((2, 3, 4))
-    (12, 4, 1)
-    """
-    strides = [1] * len(shape)
-    for i in range(len(shape) - 2, -1, -1):
-        strides[i] = strides[i + 1] * shape[i + 1]
-    return tuple(strides)
-
-
-def broadcast(s: Symbol, shape: Shape) -> Symbol:
-    """The symbol stretched to a shape."""
-    if s.shape == shape:
-        return s
-    lead = len(shape) - s.ndim
-    strides = [0 if n == 1 else t for n, t in zip(s.shape, s.strides, strict=True)]
-    return s.at(s.offset, (*(0,) * lead, *strides), shape)
-
-
-def _extent(s: Symbol) -> tuple[int, int]:
-    """The first element it may touch, and one after the last."""
-    if s.size == 0:
-        return s.offset, s.offset
-    reach = [(n - 1) * t for n, t in zip(s.shape, s.strides, strict=True)]
-    return s.offset + sum(min(r, 0) for r in reach), s.offset + sum(max(r, 0) for r in reach) + 1
-
-
-def _squeezed(shape: Shape, strides: Shape) -> tuple[list[int], list[int]]:
-    pairs = [(n, t) for n, t in zip(shape, strides, strict=True) if n != 1]
-    return [n for n, _ in pairs], [t for _, t in pairs]
-
-
-def _is_dense(s: Symbol) -> bool:
-    lengths, strides = _squeezed(s.shape, s.strides)
-    return tuple(strides) == contiguous(lengths)
-
-
-def _is_packed(s: Symbol) -> bool:
-    """Whether it touches every element of its extent once, in any order of axes."""
-    lengths, strides = _squeezed(s.shape, s.strides)
-    order = sorted(range(len(lengths)), key=lambda a: -strides[a])
-    return [strides[a] for a in order] == list(contiguous([lengths[a] for a in order]))
-
-
-def _merged_or_none(lengths: Sequence[int], strides: Sequence[int]) -> int | None:
-    """The stride of neighbouring axes as one; None where they do not merge."""
-    for i in range(len(lengths) - 1):
-        if strides[i] != strides[i + 1] * lengths[i + 1]:
-            return None
-    return strides[-1] if lengths else 0
-
-
-def _merged(lengths: Sequence[int], strides: Sequence[int]) -> int:
-    found = _merged_or_none(lengths, strides)
-    assert found is not None
-    return found
-
-
-def _split(lengths: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[int, list[bool]]:
-    """How many of the axes are rows, and for each operand whether its strides merge so.
-
-    The last axis is the columns, unless another split lets more operands merge. A vector is one row.
-    """
-    n = len(lengths)
-    preferred = max(n - 1, 0)
-
-    def fits(k: int) -> list[bool]:
-        return [
-            _merged_or_none(lengths[:k], t[:k]) is not None and _merged_or_none(lengths[k:], t[k:]) is not None
-            for t in strides
-        ]
-
-    best = max([preferred, *range(n)], key=lambda k: (sum(fits(k)), k == preferred)) if n > 2 else preferred
-    return best, fits(best)
-
-
-def _memory_order(axes: list[int], symbols: Sequence[Symbol], shape: Shape) -> list[int]:
-    """The axes in the order in which most of the operands that span them all have them in memory."""
-    votes: dict[tuple[int, ...], int] = {tuple(axes): 0}
-    for s in symbols:
-        if len(axes) > 1 and all(s.strides[a] for a in axes):
-            order = tuple(sorted(axes, key=lambda a: -abs(s.strides[a])))
-            votes[order] = votes.get(order, 0) + 1
-    return list(max(votes, key=votes.__getitem__))
-
-
-def _reshaped(shape: Shape, strides: Shape, new: Shape) -> tuple[int, ...] | None:
-    """The strides of the same elements in another shape; None where they have to be copied.
-
-    Both shapes are cut where products of lengths agree; within a cut the old axes must merge.
-    """
-    old = [(n, t) for n, t in zip(shape, strides, strict=True) if n != 1]
-    out: list[int] = []
-    i = 0
-    j = 0
-    while j < len(new):
-        if new[j] == 1:
-            out.append(0)
-            j += 1
-            continue
-        if i >= len(old):
-            return None
-        first_old, first_new = i, j
-        have, want = old[i][0], new[j]
-        while have != want:
-            if have < want:
-                i += 1
-                if i >= len(old):
-                    return None
-                have *= old[i][0]
-            else:
-                j += 1
-                if j >= len(new):
-                    return None
-                want *= new[j]
-        while j + 1 < len(new) and new[j + 1] == 1:
-            j += 1
-        piece = old[first_old : i + 1]
-        stride = _merged_or_none([n for n, _ in piece], [t for _, t in piece])
-        if stride is None:
-            return None
-        inner = contiguous(new[first_new : j + 1])
-        out += [t * stride for t in inner]
-        i, j = i + 1, j + 1
-    return tuple(out)
-
-
-def is_same(view: View, space: Space) -> bool:
-    """Whether element (i, j) of a loop over `space` reads element (i, j), or (i, 0), of the value."""
-    rows, columns = view.value.home
-    row = columns if rows > 1 else 0
-    return (
-        view.offset == 0 and rows == space[0] and view.row == row and view.column == (1 if columns > 1 else 0)
-        and (columns in (1, space[1]))
-    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- the whole trace
@@ -895,9 +647,7 @@ def lower(trace: Any, namespace: Any, **settings: Any) -> Graph:
         made.site = site
         if equation.output is None:
             writes = equation.primitive.writes
-            operands = [
-                symbols[v] if i < writes else read(v) for i, v in enumerate(equation.operands)
-            ]
+            operands = [symbols[v] if i < writes else read(v) for i, v in enumerate(equation.operands)]
             made.write(equation.primitive.name, operands, equation.settings)
         else:
             out = _view_of_memory(made, equation, symbols, views)
@@ -915,7 +665,7 @@ def lower(trace: Any, namespace: Any, **settings: Any) -> Graph:
         if memory.kind == "constant":
             continue  # made anew in every call, it ends with it
         graph.stores += [Store(memory, start, s.value) for (start, _), s in places.items()]
-    graph.checks = made.checks
+    graph.checks, graph.arguments = made.checks, len(trace.arguments)
     return without_dead_code(graph)
 
 
@@ -937,29 +687,4 @@ def _view_of_memory(made: Lowering, equation: Any, symbols: dict[int, Symbol], v
 
 def _result(made: Lowering, s: Symbol, facts: tuple[Shape, Any]) -> tuple[Value, Shape]:
     """A result as a value of its own, which nothing else is stored in."""
-    return made.memory._own(s).value, facts[0]
-
-
-def without_dead_code(graph: Graph) -> Graph:
-    """The same graph with the nodes alone that something kept depends on, and with every value's users."""
-    needed: set[Value] = graph.kept() | {node.out for node in (*graph.checks, *graph.updates)}
-    live: list[Node] = []
-    for node in reversed(graph.nodes):
-        if node.out in needed:
-            live.append(node)
-            needed.update(view.value for view in node.operands)
-            if node.out.part_of is not None:
-                needed.add(node.out.part_of[0])
-    live.reverse()
-    for node in live:
-        node.out.users = []
-        for view in node.operands:
-            view.value.users = []
-    for i, node in enumerate(live):
-        node.index = i
-        for view in node.operands:
-            view.value.users.append(node)
-    return Graph(live, graph.stores, graph.results, graph.checks, graph.updates)
-
-
-__all__ = ["ELEMENTWISE", "Graph", "Lowering", "UnsupportedError", "is_number", "is_same", "lower", "without_dead_code"]
+    return made.memory.own(s).value, facts[0]

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gradflow.compiler.fuse import Group, stages
-from gradflow.compiler.graph import COLUMN_REDUCTIONS, REDUCTIONS, Graph, Node, Store, Value, View
-from gradflow.compiler.lower import is_same
+from gradflow.compiler.graph import COLUMN_REDUCTIONS, REDUCTIONS, Graph, Node, Store, Value, View, is_same
 from gradflow.compiler.regions import Region, Schedule, aligned
 
 ALIGNMENT = 64  # bytes: a cache line, and a vector of AVX-512
@@ -203,9 +202,9 @@ class _Planner:
                 continue
             if order.index(other) > here:
                 return False
-            if self.plan.tasks > 1 and self.home[other] is self.home[group]:
-                if not all(aligned(v, other, n) for v, n in other.reads() if v.value is old):
-                    return False
+            meets = self.plan.tasks > 1 and self.home[other] is self.home[group]
+            if meets and not all(aligned(v, other, n) for v, n in other.reads() if v.value is old):
+                return False
         producer = old.node
         assert producer is not None
         return producer.op not in COLUMN_REDUCTIONS
@@ -221,7 +220,9 @@ class _Planner:
                 if node.op in COLUMN_REDUCTIONS and plan.tasks > 1 and group.rows > 1:
                     plan.partial[node.out] = self._strip(node.out.nbytes)
                 later = any(
-                    v.value is node.out and stage[n] > stage[node] and n.space[1] > 1 for n in group.nodes for v in n.operands
+                    v.value is node.out and stage[n] > stage[node] and n.space[1] > 1
+                    for n in group.nodes
+                    for v in n.operands
                 )
                 if later and node.space[1] > 1 and node.op not in REDUCTIONS and node.out not in plan.places:
                     plan.spilled[node] = self._strip(node.space[1] * node.out.dtype.itemsize)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import numpy as np
+
 from gradflow import tape
 from gradflow.compiler.build import plan_of
 from gradflow.compiler.describe import describe
 from gradflow.compiler.generator import Executable
-from gradflow.compiler.lower import UnsupportedError
 from gradflow.compiler.memory import Plan
+from gradflow.compiler.profile import Profile
+from gradflow.compiler.symbols import UnsupportedError
 from gradflow.compiler.trace import Trace
 
 Arrays = tuple[Any, ...]
@@ -69,7 +72,7 @@ class Generated:
         return out  # type: ignore[return-value]
 
     def _raise(self, arrays: Arrays) -> None:
-        """Run equation by equation up to the first write, for the error of the operation that was given wrong values."""
+        """Run equation by equation up to the first write, for the error of what was given wrong values."""
         trace = self._trace
         first = next((i for i, e in enumerate(trace.equations) if e.primitive.writes), len(trace.equations))
         Interpreted(trace, self._xp, "", stop=first)(arrays)
@@ -78,6 +81,14 @@ class Generated:
     def describe(self) -> str:
         """Groups, regions and memory."""
         return describe(self.plan)
+
+    def profile(self, seconds: float) -> Profile:
+        """Time the items on made-up arguments: normal numbers, zeros for integers."""
+        rng = np.random.default_rng(0)
+        facts = [self._trace.facts[v] for v in self._trace.arguments]
+        arrays = tuple(rng.normal(size=n).astype(d) if d.kind == "f" else np.zeros(n, d) for n, d in facts)
+        made = [self._xp.as_array(array) for array in arrays]
+        return Profile(self.executable.profile(made, seconds), self.executable.ceilings())
 
     def source(self) -> str:
         """The generated code."""

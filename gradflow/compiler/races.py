@@ -1,7 +1,7 @@
-"""The static race check: no task of a region may touch what another one writes, and no memory is used twice at a time.
+"""The static race check: no task of a region may touch what another one writes.
 
-It looks at the finished plan, at places in memory alone, and knows nothing of how the plan was made: so it finds what the
-passes that made it have overlooked.
+It looks at the finished plan, at places in memory alone, and knows nothing of how the plan was made: so it finds what
+the passes that made it have overlooked.
 """
 
 from __future__ import annotations
@@ -108,9 +108,8 @@ def _read(plan: Plan, group: Group, node: Node, view: View) -> Access:
     reach = [(n - 1) * t * item for n, t in zip(view.space, (view.row, view.column), strict=True)]
     low = place.offset + sum(min(r, 0) for r in reach)
     high = place.offset + sum(max(r, 0) for r in reach) + item
-    by_rows = group.is_loop and node.space[0] == group.rows or node.op == "gemm" and view is node.operands[0]
+    by_rows = group.is_loop and node.space[0] == group.rows
+    by_rows = by_rows or (node.op, view is node.operands[0]) in (("gemm", True), ("gather", False))
     width = (view.space[1] - 1) * abs(view.column) * item + item
     own_rows = by_rows and view.row * item >= width and view.space[0] == group.rows
-    return Access(
-        group, _memory(place), low, high, view.row * item, group.rows if own_rows else 1, False, view.value
-    )
+    return Access(group, _memory(place), low, high, view.row * item, group.rows if own_rows else 1, False, view.value)

@@ -1,8 +1,8 @@
 """Regions: which groups run side by side without waiting for each other, and what is written where it lies.
 
 The work of every group is split over its rows, in the same way for all that have as many rows. A group needs no barrier
-after another if its row r reads only row r of what the other computes. Filling regions greedily yields by itself the two
-of a training step: the rows of the batch (forward, loss, gradients of activations), then the rows of the weights
+after another if its row r reads only row r of what the other computes. Filling regions greedily yields by itself the
+two of a training step: the rows of the batch (forward, loss, gradients of activations), then the rows of the weights
 (gradients of weights, and the optimizer on what is still in the cache).
 
 What depends on a finished sum and is one element only (a norm, a bias correction, a check) runs alone before a region.
@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gradflow.compiler.fuse import Group, stages
-from gradflow.compiler.graph import COLUMN_REDUCTIONS, Graph, Node, Store, Value, View
-from gradflow.compiler.lower import is_same
+from gradflow.compiler.graph import COLUMN_REDUCTIONS, Graph, Node, Store, Value, View, is_same
 
 
 @dataclass(eq=False)
@@ -57,6 +56,8 @@ def aligned(view: View, group: Group, node: Node) -> bool:
         return bool(of.rows == 1 and is_same(view, node.space))
     if group.is_loop:
         return is_same(view, node.space)
+    if node.op == "gather":
+        return view is node.operands[1] and is_same(view, view.space)
     return node.op == "gemm" and view is node.operands[0] and is_same(view, view.space)
 
 
@@ -76,7 +77,7 @@ def overlaps(view: View, store: Store) -> bool:
     if view.value is not store.memory:
         return False
     if view.space == (0, 0):
-        return True  # a call may read all of it
+        return True  # it may read all of it
     reach = [(n - 1) * t for n, t in zip(view.space, (view.row, view.column), strict=True)]
     low = view.offset + sum(min(r, 0) for r in reach)
     high = view.offset + sum(max(r, 0) for r in reach) + 1
@@ -174,9 +175,9 @@ def _may_join(
         return False
     for view, node in group.reads():
         producer = view.value.node
-        if producer is not None and producer.group in inside and producer.group not in first:
-            if not aligned(view, group, node):
-                return False
+        waits = producer is not None and producer.group in inside and producer.group not in first
+        if waits and not aligned(view, group, node):
+            return False
     written = [n.out for n in group.nodes if n.out in in_place]
     return not any(r is not group and r in inside and r not in first for out in written for r in readers[out])
 
@@ -186,14 +187,14 @@ def _stored_in_place(
 ) -> tuple[dict[Value, Store], dict[Value, list[Group]]]:
     """The stores that may be written where they lie, with the groups that read what was there before.
 
-    Those become needs of the group that writes; where one of them depends on it, the value gets memory of its own and is
-    copied at the end.
+    Those become needs of the group that writes; where one of them depends on it, the value gets memory of its own and
+    is copied at the end.
     """
     by_memory: dict[Value, list[tuple[View, Node, Group]]] = {}
-    for group in groups:
-        for view, node in group.reads():
+    for reader in groups:
+        for view, reads in reader.reads():
             if view.value.kind == "memory":
-                by_memory.setdefault(view.value, []).append((view, node, group))
+                by_memory.setdefault(view.value, []).append((view, reads, reader))
     in_place: dict[Value, Store] = {}
     readers: dict[Value, list[Group]] = {}
     for store in graph.stores:
@@ -208,9 +209,7 @@ def _stored_in_place(
             continue
         others = {g for _, _, g in found if g is not group}
         stage = stages(group)
-        own = all(
-            reads_same_element(v, store, n) and stage[n] <= stage[node] for v, n, g in found if g is group
-        )
+        own = all(reads_same_element(v, store, n) and stage[n] <= stage[node] for v, n, g in found if g is group)
         if own and not _reachable(needs, others, group):
             in_place[store.value] = store
             readers[store.value] = list(others)

@@ -59,6 +59,7 @@ class Signature:
         self.objects: list[tuple[Any, str]] = []
         self._given: dict[int, tuple[Any, str]] = {}
         self._with_gradient: list[str] = []
+        self._containers: list[tuple[str, Any, Any]] = []
         self._reachable = set(reachable)
         shown: list[str] = []
         self.lines.append(f"if len(args) != {len(args)} or {self._keys('kwargs', kwargs)}: return NO")
@@ -71,10 +72,22 @@ class Signature:
                 self._refuse_unless(f"{one} is not {other}")
         self.text = ", ".join(shown)
 
+    def changed_container(self) -> str:
+        """The type of a container among the arguments that the function has changed, or an empty text."""
+        for _, made, before in self._containers:
+            now = list(made.items()) if isinstance(made, dict) else made
+            flat, was = [
+                [x for item in items for x in (item if isinstance(made, dict) else (item,))] for items in (now, before)
+            ]
+            if len(flat) != len(was) or any(a is not b for a, b in zip(flat, was, strict=True)):
+                return type(made).__name__
+        return ""
+
     def release(self) -> None:
         """Let go of the arguments and of what stood for them."""
         self.args, self.kwargs = (), {}
         self._given.clear()
+        self._containers.clear()
         self.tensors.clear()
         self.gradients.clear()
         self.objects.clear()
@@ -124,15 +137,24 @@ class Signature:
             return self._take_array(value, name, shown)
         if kind is dict:
             self._refuse_unless(f"type({name}) is dict and not ({self._keys(name, value) if value else name})")
-            return {key: self._take(item, f"{name}[{self._constant(key)}]", shown) for key, item in value.items()}
+            taken = {key: self._take(item, f"{name}[{self._constant(key)}]", shown) for key, item in value.items()}
+            self._containers.append((name, taken, list(taken.items())))
+            return taken
         if kind in (tuple, list) or isinstance(value, tuple) and hasattr(kind, "_fields"):
             self._refuse_unless(f"type({name}) is {self._constant(kind)} and len({name}) == {len(value)}")
             items = [self._take(item, f"{name}[{i}]", shown) for i, item in enumerate(value)]
+            if kind is list:
+                self._containers.append((name, items, items.copy()))
+                return items
             return kind(*items) if hasattr(kind, "_fields") else kind(items)
         if _is_record(value):
             self._refuse_unless(f"type({name}) is {self._constant(kind)}")
             names = [field.name for field in dataclasses.fields(value)]
-            return _remade(value, {f: self._take(getattr(value, f), f"{name}.{f}", shown) for f in names})
+            taken = {f: self._take(getattr(value, f), f"{name}.{f}", shown) for f in names}
+            made = _remade(value, taken)
+            if hasattr(made, "__dict__"):
+                self._containers.append((name, vars(made), list(vars(made).items())))
+            return made
         if isinstance(value, np.generic):
             constant = self._constant(value)
             self._refuse_unless(f"type({name}) is {self._constant(kind)} and repr({name}) == repr({constant})")

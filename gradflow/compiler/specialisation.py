@@ -120,6 +120,10 @@ class Specialisation:
         for i, (_, attributes, _) in enumerate(found.sizes):
             self._scope[f"sized{i}"] = attributes
             conditions.append(f"len(sized{i}) == size{i}")
+        self._ordered = list(found.ordered())
+        for i, live in enumerate(self._ordered):
+            self._scope[f"ordered{i}"] = live
+            conditions.append(f"[*ordered{i}] == order{i}")
         places = {(id(e.holder), e.key): (e.holder, e.key) for e in found.entries}
         for _, live, _ in found.containers:
             if isinstance(live, set):
@@ -150,6 +154,8 @@ class Specialisation:
         scope["copies"] = tuple(copy for _, _, copy in found.containers)
         for i, (_, _, count) in enumerate(found.sizes):
             scope[f"size{i}"] = count
+        for i, ordered in enumerate(self._ordered):
+            scope[f"order{i}"] = list(ordered)
         for i, (holder, key) in enumerate(self._places):
             scope[f"p{i}"] = holder[key]
 

@@ -101,7 +101,7 @@ class Surroundings:
     Attributes:
         entries: single places, compared by identity (simple values by type and value).
         containers: lists, dicts, sets and the attributes of Modules, with shallow copies, compared as wholes.
-        sizes: the attributes of plain objects, and how many there were.
+        sizes: the attributes of plain objects and of classes, and how many there were.
         tensors: those met, by id, with a path.
         generators: NumPy's generators of random numbers.
         librarys: ids of the containers that hold attributes of the library's own objects.
@@ -110,11 +110,13 @@ class Surroundings:
     def __init__(self, roots: Mapping[str, Any], is_module: Callable[[Any], bool]) -> None:
         self.entries: list[Entry] = []
         self.containers: list[tuple[str, Any, Any]] = []
-        self.sizes: list[tuple[str, dict[str, Any], int]] = []
+        self.sizes: list[tuple[str, Mapping[str, Any], int]] = []
         self.tensors: dict[int, tuple[Tensor, str]] = {}
         self.generators: list[np.random.Generator] = []
+        self._iterators: list[tuple[str, Any, str]] = []
         self.librarys: set[int] = set()
         self._attributes: set[int] = set()  # ids of the containers that are attributes of an object
+        self._classes: dict[int, type] = {}  # id of an object's attributes -> its class
         self._is_module = is_module
         self._names: set[str] = {"training"}
         self._dynamic = False
@@ -149,6 +151,9 @@ class Surroundings:
         self._seen[id(value)] = value
         if isinstance(value, Tensor):
             self.tensors[id(value)] = value, path
+            self._todo += [(hook, f"a hook of {path}") for hook in getattr(value._node, "hooks", {}).values()]
+        elif (progress := _progress(value)) is not None:
+            self._iterators.append((path, value, progress))
         elif isinstance(value, np.random.Generator):
             self.generators.append(value)
         elif isinstance(value, types.FunctionType):
@@ -194,6 +199,7 @@ class Surroundings:
         attributes = getattr(value, "__dict__", None)
         if not isinstance(attributes, dict):
             return
+        self._classes[id(attributes)] = kind
         if self._is_module(value) or _is_librarys(kind):
             self.containers.append((path, attributes, attributes.copy()))
             self._attributes.add(id(attributes))
@@ -221,7 +227,9 @@ class Surroundings:
                 continue
             self._seen[id(c)] = c
             if isinstance(c.__module__, str) and _is_users_module(c.__module__):
-                self._objects.append((c.__qualname__, c, vars(c), set()))
+                attributes = vars(c)
+                self._objects.append((c.__qualname__, c, attributes, set()))
+                self.sizes.append((c.__qualname__, attributes, len(attributes)))
 
     def _visit_function(self, f: types.FunctionType, path: str) -> None:
         if wrapped := vars(f).get("__wrapped__"):
@@ -234,7 +242,9 @@ class Surroundings:
                     continue  # not assigned yet
             else:
                 self._todo += [(cell.cell_contents, name)] if _filled(cell) else []
-        self._todo += [(f.__defaults__, path), (f.__kwdefaults__, path)]
+        names = f.__code__.co_varnames[: f.__code__.co_argcount]
+        self._todo += zip(reversed(f.__defaults__ or ()), reversed(names), strict=False)
+        self._todo.append((f.__kwdefaults__, f"{path}.__kwdefaults__"))
         if not _is_users(f.__code__.co_filename):
             return
         for key in _Code.KEYS:
@@ -254,6 +264,14 @@ class Surroundings:
         """Whether the walk came to an object."""
         return self._seen.get(id(value)) is value
 
+    def ordered(self) -> Iterator[dict[Any, Any]]:
+        """The dicts whose order may matter though `==` ignores it: the user's own, and attributes that hold layers."""
+        for _, live, _ in self.containers:
+            if type(live) is dict and len(live) > 1:
+                layers = sum(self._is_module(item) for item in live.values())
+                if layers > 1 or id(live) not in self._attributes:
+                    yield live
+
     # ------------------------------------------------------------ then and now
     def changes(self) -> Iterator[Change]:
         """What differs now."""
@@ -264,12 +282,24 @@ class Surroundings:
         for path, live, copy in self.containers:
             for change in _differences(path, live, copy, id(live) in self._attributes):
                 if id(live) not in self._loose or change.name in self._names or not _is_log(change):
-                    yield change
+                    yield self._by_default(change, live)
         for path, attributes, count in self.sizes:
             if len(attributes) != count:
                 known = {e.key for e in self.entries if e.holder is attributes}
                 for name in sorted((self._names & attributes.keys()) - known):
-                    yield Change(f"{path}.{name}", name, MISSING, attributes[name])
+                    yield self._by_default(Change(f"{path}.{name}", name, MISSING, attributes[name]), attributes)
+
+    def _by_default(self, change: Change, attributes: Any) -> Change:
+        """A change of what was no attribute of the object itself: there was its class's."""
+        if change.old is not MISSING or id(attributes) not in self._classes:
+            return change
+        return change._replace(old=getattr(self._classes[id(attributes)], change.name, MISSING))
+
+    def consumed(self) -> Iterator[Change]:
+        """The iterators that have moved on; somebody else may have moved them, so a check does not look at them."""
+        for path, value, before in self._iterators:
+            if (now := _progress(value)) != before:
+                yield Change(path, _last_name(path), f"at {before}", f"at {now}")
 
     def refresh(self) -> None:
         """Take the present state, in which nothing that counts has changed, for the one to compare with."""
@@ -281,6 +311,7 @@ class Surroundings:
         """Let go of the objects that were only passed on the way; `reaches` is answered no more."""
         self._seen.clear()
         self._objects.clear()
+        self._iterators.clear()
 
     def lines_about(self, name: str) -> list[str]:
         """Where the user's code changes or uses something of this name, as "file:line"."""
@@ -339,8 +370,12 @@ def _differences(path: str, live: Any, copy: Any, is_attributes: bool) -> Iterat
     elif isinstance(live, set):
         if live != copy:
             yield Change(path, _last_name(path), copy, live)
-    elif len(live) != len(copy) or any(not same(a, b) for a, b in zip(live, copy, strict=True)):
-        yield Change(path, _last_name(path), f"of length {len(copy)}", f"of length {len(live)}, with other items")
+    elif len(live) != len(copy):
+        yield Change(path, _last_name(path), f"of length {len(copy)}", f"of length {len(live)}")
+    else:
+        for i, (new, old) in enumerate(zip(live, copy, strict=True)):
+            if not same(new, old):
+                yield Change(f"{path}[{i}]", _last_name(path), old, new)
 
 
 def _is_log(change: Change) -> bool:
@@ -358,6 +393,16 @@ def _short(value: Any) -> str:
         text = repr(value) if type(value) is not str else value
         return text if len(text) < 60 else f"{text[:57]}..."
     return f"a {type(value).__name__}"
+
+
+def _progress(value: Any) -> str | None:
+    """How far an iterator has come, as far as it tells; None for anything else."""
+    if isinstance(value, types.GeneratorType):
+        return f"line {value.gi_frame.f_lineno}.{value.gi_frame.f_lasti}" if value.gi_frame is not None else "its end"
+    kind = type(value)
+    if not hasattr(kind, "__next__") or kind.__module__ not in ("builtins", "itertools"):
+        return None
+    return f"{value.__length_hint__()} from its end" if hasattr(kind, "__length_hint__") else repr(value)
 
 
 def _nested(code: types.CodeType) -> Iterator[types.CodeType]:

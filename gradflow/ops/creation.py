@@ -155,6 +155,11 @@ def make_tensor(
         data = _python_data(data, wanted)
     elif isinstance(data, np.ndarray) and data.dtype == own and data.dtype is not own:
         data = data.view(own)  # pickles and files bring dtype objects of their own; dtypes are compared by identity
+    if own is not None and get_mode().interpreter is not None and copy is not False:
+        shared = wrap(xp.as_array(data, own, None), xp)  # casts and copies are operations: made anew when replayed
+        if wanted not in (None, own):
+            return cast(Tensor, OPS.astype(shared, dtype=wanted))
+        return cast(Tensor, OPS.copy(shared)) if copy else shared
     return wrap(xp.as_array(data, wanted if wanted is not None else own, copy), xp)
 
 
@@ -178,7 +183,7 @@ def tensor(
             [3., 4.]])
     """
     made = make_tensor(data, dtype=dtype, backend=backend)
-    if get_mode().interpreter is not None:
+    if get_mode().interpreter is not None and not isinstance(data, np.ndarray):
         made = OPS.copy(made)  # an operation, so that what is written into it is not there when a trace is replayed
     return made.requires_grad_() if flag("tensor", "requires_grad", requires_grad) else made
 

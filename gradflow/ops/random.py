@@ -58,6 +58,8 @@ class Generator:
     True
     """
 
+    _tells_changes = True  # a compiled step need not look at its attributes
+
     def __init__(self, seed: int | None = None) -> None:
         self.manual_seed(int.from_bytes(os.urandom(8), "little") if seed is None else seed)
 

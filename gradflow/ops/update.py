@@ -7,6 +7,7 @@ that a traced step sees them change. The rules themselves are written once, over
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -111,10 +112,10 @@ def _caster(xp: Any, p: Any) -> Any:
     return lambda number: xp.astype(number, dtype=p.dtype)
 
 
-RULES = {"sgd": _rule_sgd, "adam": _rule_adam}
+RULES: dict[str, Callable[..., Any]] = {"sgd": _rule_sgd, "adam": _rule_adam}
 """(xp, parameters, *slots, steps made, hyper-parameters, gradient) -> new parameters and slots."""
 
-COUNTS = {
+COUNTS: dict[str, Callable[..., Any]] = {
     "sgd": lambda xp, step, hyper: step + xp.astype(hyper[1] != 0, dtype=step.dtype),  # only those with momentum count
     "adam": lambda xp, step, hyper: step + 1,
 }
