@@ -37,11 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_argument("--programs", nargs="+", default=USUAL, help="what to compare (default: %(default)s)")
     arguments.add_argument("--all", action="store_true", help="compare all programs")
     arguments.add_argument("--no-jax", action="store_true", help="leave JAX out")
-    arguments.add_argument("--profile", action="store_true", help="also say where the time of an eager step goes")
+    arguments.add_argument("--profile", action="store_true", help="also say where the time of compiled steps goes")
     args = arguments.parse_args(argv)
     threads = hold_threads(args.threads)
 
-    from benchmarks import profile_step, workloads
+    from benchmarks import workloads
     from benchmarks.ceilings import product_rates
 
     names = args.names or list(workloads.WORKLOADS)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             show(table, name, results[name], targets, floor)
         print("\nratios: of the medians (median of the ratios within each round)")
         for name in names if args.profile else ():
-            results[name]["profile"] = profile_step.report(name, args.rounds)
+            results[name]["profile"] = profiles(name, programs)
 
 
 def hold_torch(threads: int) -> None:
@@ -116,6 +116,20 @@ def ratios(ours: str, times: Mapping[str, Timing]) -> dict[str, Ratio]:
     found = {peer: Ratio(times[ours], times[peer]) for peer in peers}
     if peers:
         found["best"] = found[min(peers, key=lambda peer: times[peer].median)]
+    return found
+
+
+def profiles(name: str, programs: Sequence[str]) -> dict[str, Any]:
+    """Print and return how long each item of the compiled steps takes, in one thread."""
+    from benchmarks import workloads
+
+    found = {}
+    for program in programs:
+        if program.endswith("-compiled"):
+            profile = workloads.made(program, workloads.WORKLOADS[name]).step.func.profile(0.5)
+            print(f"\n{name} {program}\n{profile}")
+            items = [item._asdict() for item in profile.items]
+            found[program] = {"items": items, "seconds": profile.seconds, "limit": profile.limit}
     return found
 
 

@@ -58,7 +58,7 @@ TARGETS = {
 class Contender(NamedTuple):
     """A training in one framework: its step, and what brings it back to the initial weights, without moments."""
 
-    step: Step
+    step: Any
     restart: Callable[[], None]
 
 
