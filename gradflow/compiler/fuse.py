@@ -37,6 +37,7 @@ class Group:
         self.bit = bit
         self.before = 0
         self.after = 0
+        self.stages: dict[Node, int] | None = None
         node.group = self
 
     @property
@@ -287,10 +288,18 @@ def _sorted(groups: list[Group]) -> list[Group]:
 
 # ---------------------------------------------------------------- the loops inside a group
 def stages(group: Group) -> dict[Node, int]:
-    """The number of the loop over a row's columns in which each node runs.
+    """The number of the loop over a row's columns in which each node runs; asked of finished groups.
 
-    What needs a finished reduction along the row waits for the next loop.
+    What needs a finished reduction along the row waits for the next loop. What only later loops read is computed there,
+    if what it reads passes to that loop anyway.
     """
+    if group.stages is None:
+        group.stages = _earliest(group)
+        _sink(group, group.stages)
+    return group.stages
+
+
+def _earliest(group: Group) -> dict[Node, int]:
     found: dict[Node, int] = {}
     for node in group.nodes:
         found[node] = max(
@@ -302,3 +311,22 @@ def stages(group: Group) -> dict[Node, int]:
             default=0,
         )
     return found
+
+
+def _sink(group: Group, stage: dict[Node, int]) -> None:
+    readers: dict[Node, list[Node]] = {node: [] for node in group.nodes}
+    for node in group.nodes:
+        for view in node.operands:
+            if view.value.node in readers and view.value.node is not None:
+                readers[view.value.node].append(node)
+    for node in reversed(group.nodes):
+        if node.op in REDUCTIONS or not readers[node] or len(node.out.users) > len(readers[node]):
+            continue
+        later = min(stage[reader] for reader in readers[node])
+        passed = all(
+            stage[producer] == later or any(stage[r] >= later for r in readers[producer] if r is not node)
+            for producer in (v.value.node for v in node.operands)
+            if producer in stage and producer is not None
+        )
+        if later > stage[node] and passed:
+            stage[node] = later

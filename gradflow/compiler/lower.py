@@ -635,8 +635,13 @@ def lower(trace: Any, namespace: Any, **settings: Any) -> Graph:
         shape, dtype = trace.facts[variable]
         symbols[variable] = made.dense(Value(np.dtype(dtype), (1, max(math.prod(shape), 1)), "argument", i), shape)
     sites = getattr(trace, "sites", None) or [""] * len(trace.equations)
+    written = {e.operands[i] for e in trace.equations for i in range(e.primitive.writes)}
     for variable in created:
-        symbols[variable] = made.constant(trace.bound[variable].copy())
+        array = trace.bound[variable]
+        if array.size == 1 and variable not in written:
+            symbols[variable] = made.number(array.item(), array.dtype).at(0, (0,) * array.ndim, array.shape)
+        else:
+            symbols[variable] = made.constant(array.copy())
 
     views = set(symbols)  # variables that are views of memory, and show what is written there
 
