@@ -37,7 +37,7 @@ def plan_of(
     graph = lower(
         trace,
         namespace,
-        thin=switches.thin,
+        thin=switches.thin if generator.fuses else 0,  # sums of products pay in a fused loop alone
         share=switches.share,
         open_updates=generator.opens_updates,
         items=generator.items,

@@ -396,9 +396,9 @@ class Lowering:
         (rows_, inner), columns = x.shape, y.shape[1]
         if inner <= self.thin:
             return self._sum_of_products(x, y)
-        if columns == 1 and x.strides[1] == 1:
+        if self.thin and columns == 1 and x.strides[1] == 1:
             return self.reduce("sum", x * self.lower_matrix_transpose(y), (1,), True)
-        if columns == 1 and x.strides[0] == 1:
+        if self.thin and columns == 1 and x.strides[0] == 1:
             return self.lower_matrix_transpose(self.reduce("sum", self.lower_matrix_transpose(x) * y, (0,), True))
         if rows_ <= self.thin and y.strides[1] == 1:
             return self._few_rows(x, y)
