@@ -17,7 +17,7 @@ TARGET = 3.0  # times as long
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, rounds=11)
-    arguments.add_argument("names", nargs="*", help="workloads: tiny wide mnist deep big (default: all)")
+    arguments.add_argument("names", nargs="*", help="workloads: tiny wide mnist deep big residual (default: all)")
     args = arguments.parse_args(argv)
     threads = hold_threads(args.threads)
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = Table({"µs a step": 9, "off": 24, "on": 24, "on to off": 15, "target": 20})
         for name in names:
             both = {"off": "step()", "on": "with hunt: step()"}  # a block for each step: the dearest way to write it
-            setup = "step = begun('gradflow', work)"
+            setup = "step = begun('gradflow-numpy', work)"
             timers = {
                 kind: timer(statement, setup, begun=begun, work=WORKLOADS[name], hunt=gf.detect_anomaly())
                 for kind, statement in both.items()

@@ -89,6 +89,28 @@ def calls_to_fill(program: Timer, slot: float) -> int:
     return max(1, round(calls * slot / seconds))
 
 
+# ---------------------------------------------------------------- whole processes
+def start_fresh(program: str, *arguments: object, **environment: str) -> dict[str, Any]:
+    """Run a program of the folder `fresh` in a process of its own.
+
+    Args:
+        program: its name.
+        arguments: its command line.
+        environment: settings beside ours.
+
+    Returns:
+        What it says at its end, and `seconds` from the start of the process to that word.
+    """
+    path = Path(__file__).parent / "fresh" / f"{program}.py"
+    command = [sys.executable, str(path), *map(str, arguments)]
+    started = time.time()
+    done = subprocess.run(command, env=os.environ | environment, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{program} failed:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found | {"seconds": found["now"] - started}
+
+
 # ---------------------------------------------------------------- neighbours
 class Neighbours:
     """How many CPUs other processes have used on average since this object was made; 0 where that is not known."""
@@ -145,7 +167,7 @@ def parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
     """The arguments that every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=int, default=rounds, help="how often each program has its turn (%(default)s)")
-    made.add_argument("--threads", type=int, help="threads of NumPy and PyTorch (default: the usable CPUs)")
+    made.add_argument("--threads", type=int, help="threads of NumPy, Numba and PyTorch (default: the usable CPUs)")
     made.add_argument("--json", type=Path, help="where to write the figures")
     return made
 
@@ -153,7 +175,7 @@ def parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
 def hold_threads(threads: int | None) -> int:
     """Set the thread count of BLAS and OpenMP libraries that are not loaded yet; return it."""
     threads = threads or _usable_cpus()
-    for library in ("OPENBLAS", "OMP", "MKL"):
+    for library in ("OPENBLAS", "OMP", "MKL", "NUMBA"):
         os.environ[f"{library}_NUM_THREADS"] = str(threads)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     return threads
@@ -169,7 +191,10 @@ def _usable_cpus() -> int:
 def recorded(benchmark: str, threads: int, rounds: int, path: Path | None) -> Iterator[dict[str, Any]]:
     """Say where figures are measured and how loaded the machine is before and after; write them as JSON if asked to."""
     cpu, cpus = _cpu(), os.cpu_count()
-    versions = {"python": platform.python_version(), **_versions("gradflow", "numpy", "torch", "jax", "jaxlib")}
+    versions = {
+        "python": platform.python_version(),
+        **_versions("gradflow", "numpy", "numba", "torch", "jax", "jaxlib"),
+    }
     print(f"{cpu}, {cpus} CPUs; {', '.join(f'{name} {v}' for name, v in versions.items())}")
     print(f"threads: {threads}; rounds: {rounds}; figures are medians (min–max)")
     before, neighbours = os.getloadavg(), Neighbours()

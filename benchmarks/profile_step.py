@@ -23,7 +23,7 @@ PARTS = ("forward", "loss", "zero_grad", "backward", "optimizer")
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__, rounds=7)
-    arguments.add_argument("name", help="workload: tiny, wide, mnist, deep or big")
+    arguments.add_argument("name", help="workload: tiny, wide, mnist, deep, big or residual")
     args = arguments.parse_args(argv)
     threads = hold_threads(args.threads)
     with recorded("profile_step", threads, args.rounds, args.json) as results:
@@ -35,7 +35,7 @@ def report(name: str, rounds: int) -> dict[str, Any]:
     from benchmarks.workloads import WORKLOADS, begun, gradflow_training
 
     work = WORKLOADS[name]
-    unobserved = timer("step()", "step = begun('gradflow', work)", begun=begun, work=work)
+    unobserved = timer("step()", "step = begun('gradflow-numpy', work)", begun=begun, work=work)
     steps = calls_to_fill(unobserved, 0.1)
     clock, kernel_clock = PartClock(), KernelClock()
     times = []

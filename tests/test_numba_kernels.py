@@ -355,6 +355,18 @@ def test_machine_code_is_kept_and_belongs_to_its_source(tmp_path):
     assert run(USE, **settings) == "0.25 0"
 
 
+HITS = """
+from gradflow_numba import fixed, kernels_on_disk
+print(kernels_on_disk.compiled("    pass").cache_hits, fixed.fixed("copy").cache_hits)
+"""
+
+
+def test_the_kernels_of_programs_are_found_again(tmp_path):
+    settings = {"NUMBA_CACHE_DIR": str(tmp_path / "numba"), "GRADFLOW_CACHE_DIR": str(tmp_path / "gradflow")}
+    assert run(HITS, **settings) == "0 0"
+    assert run(HITS, **settings) == "1 1"
+
+
 def test_without_a_place_for_machine_code_it_is_compiled_in_every_process(monkeypatch):
     import numba
 

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import cfunc
 
 from gradflow_numba import blas
-from gradflow_numba.kernels_on_disk import OPTIONS
+from gradflow_numba.jit import c_function
 from gradflow_numba.native import AT, SIGNATURE, load, offset, set_word, store, word, words
 
 at_float32, at_float64, at_int64 = AT["at_float32"], AT["at_float64"], AT["at_int64"]
@@ -174,7 +173,7 @@ def body(name: str, dtype: np.dtype[Any]) -> str:
 @functools.cache
 def fixed(name: str) -> Any:
     """The C function of a kernel by its name."""
-    return cfunc(SIGNATURE, **OPTIONS)(_FIXED[name])
+    return c_function(_FIXED[name], SIGNATURE)
 
 
 def combine_text(kind: str, how: str, dtype: np.dtype[Any]) -> str:

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,12 +60,28 @@ def _compiled(function: F, options: dict[str, Any]) -> F:
     """The function under njit, its machine code kept on disk where there is a place for it."""
     try:
         made: Any = numba.njit(cache=True, **options)(function)
-        with contextlib.suppress(AttributeError):  # not part of Numba's interface
-            made._cache._cache_file._source_stamp = _sources()
+        _stamp(made)
     except RuntimeError:  # neither NUMBA_CACHE_DIR, nor the package's folder, nor the user's can be written
         made = numba.njit(**options)(function)
     compiled: F = made
     return compiled
+
+
+def c_function(function: Callable[..., None], signature: Any) -> Any:
+    """Compile a function of one signature that is called by its address; the machine code is kept on disk."""
+    options = {key: value for key, value in KERNEL.items() if key != "nogil"}  # it holds no lock to give up
+    made: Any = CFunc(function, (signature.args, signature.return_type), {}, options)
+    with contextlib.suppress(RuntimeError):  # as above
+        made.enable_caching()
+        _stamp(made)
+    made.compile()
+    return made
+
+
+def _stamp(made: Any) -> None:
+    """Let machine code on disk be right for as long as `_sources` says."""
+    with contextlib.suppress(AttributeError):  # not part of Numba's interface
+        made._cache._cache_file._source_stamp = _sources()
 
 
 @functools.cache

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import cfunc
 
 from gradflow_numba import blas, elementary, jit, native, random
-from gradflow_numba.jit import KERNEL
 
 FUNCTIONS = ("erf", "exp", "log", "log1p", "sigmoid", "tanh")
-OPTIONS = {key: value for key, value in KERNEL.items() if key != "nogil"}  # a C callback holds no lock to give up
 
 
 @functools.cache
@@ -77,7 +74,7 @@ def compiled(text: str) -> Any:
         _write(path, source)
     scope = {**_SCOPE, "__name__": native.__name__}
     exec(compile(source, str(path), "exec"), scope)
-    return cfunc(native.SIGNATURE, **OPTIONS)(scope["kernel"])
+    return jit.c_function(scope["kernel"], native.SIGNATURE)
 
 
 def _write(path: Path, source: str) -> None:
