@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, final
@@ -36,6 +35,10 @@ def _data_field() -> int:
     field = object.__basicsize__
     found = ctypes.c_void_p.from_address(id(probe) + field).value
     return field if found == probe.ctypes.data else -1
+
+
+_ARRAYS_TELL = _data_field() >= 0
+empty = np.empty
 
 
 @functools.cache
@@ -91,7 +94,6 @@ class Native(Executable):
 
     def __init__(self, plan: Plan, namespace: Any) -> None:
         self.plan, self.namespace = plan, namespace
-        self._lock = threading.Lock()
         memory = np.zeros(plan.arena + 2 * ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % ALIGNMENT
         self._arena = memory[start:]
@@ -110,16 +112,20 @@ class Native(Executable):
     # ------------------------------------------------------------ running
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...] | None:
         """Run it; None where a check has failed."""
-        out = tuple([np.empty(shape, dtype) for shape, dtype in self._results])
-        with self._lock:
-            words = self._words
-            for i, array in enumerate((*arrays, *out)):
-                words[i] = id(array)
-            if _data_field() < 0:
-                self._arrays[:] = [a.ctypes.data for a in (*arrays, *out)]
-            for step in self._steps:
-                if step(arrays):
-                    return None
+        out = tuple([empty(shape, dtype) for shape, dtype in self._results])
+        words = self._words
+        i = 0
+        for array in arrays:  # by hand: of a step of 3 µs, `enumerate` over both would take 0.2
+            words[i] = id(array)
+            i += 1
+        for array in out:
+            words[i] = id(array)
+            i += 1
+        if not _ARRAYS_TELL:
+            self._arrays[:] = [a.ctypes.data for a in (*arrays, *out)]
+        for step in self._steps:
+            if step(arrays):
+                return None
         return out
 
     def _native_step(self, header: np.ndarray, pays: bool) -> Callable[[Sequence[Array]], int]:
@@ -127,7 +133,7 @@ class Native(Executable):
         address = header.ctypes.data
         serial = _driver(False)
         if not pays:
-            return lambda arrays: serial(address)
+            return lambda arrays, serial=serial, address=address: serial(address)  # type: ignore[misc]
         either = threads.Adaptive(serial, _parallel_driver)
         return lambda arrays: int(either(address))
 

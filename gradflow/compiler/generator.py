@@ -24,7 +24,7 @@ class Executable(ABC):
 
     @abstractmethod
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...] | None:
-        """Run on the arguments' arrays, dense and row-major; the results are new arrays.
+        """Run on the arguments' arrays, dense and row-major; the results are new arrays. One thread at a time may.
 
         None says that a check has failed: an index or a label out of range. Nothing has been stored then.
         """
