@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -163,3 +164,29 @@ def test_what_cannot_be_lowered_says_why() -> None:
     _, found = trace(lambda x: x[mask], x)
     with pytest.raises(UnsupportedError, match="nonzero_index"):
         plan_of(found, x._xp, x.backend.code_generator())
+
+
+def test_a_profile_writes_into_memory_that_is_there(xp: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of the table hold the addresses of the arrays of one run."""
+    x = gf.tensor(np.ones(1000, np.float32), backend="numba")
+    _, found = trace(lambda x: gf.tanh(x) * 2, x)
+    program = built(found, xp)
+    run, timed = program.run, program._timed
+    results: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+
+    def watched_run(arrays: Any) -> Any:
+        out = run(arrays)
+        results.extend(weakref.ref(array) for array in out)
+        return out
+
+    def watched_timing(*of: Any) -> Any:
+        alive.append(all(reference() is not None for reference in results))
+        return timed(*of)
+
+    monkeypatch.setattr(program, "run", watched_run)
+    monkeypatch.setattr(program, "_timed", watched_timing)
+    assert all(item.seconds > 0 for item in program.profile([x._data], 0.01))
+    assert results
+    assert alive
+    assert all(alive)

@@ -330,7 +330,8 @@ class Native(Executable):
         saved = [(array, array.copy()) for array in self._written()]
         before = blas_threads() or 1
         try:
-            if self.run(arrays) is None:
+            results = self.run(arrays)  # held: the rows write into them
+            if results is None:
                 return []
             set_blas_threads(1)
             rows = [row for row in self._rows if row[0].what != "blas threads"]

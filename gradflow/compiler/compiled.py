@@ -390,8 +390,8 @@ def compile(function: Any = None, *, debug: bool = False) -> Any:
         debug: hold the first calls of each program against the function, with results, states and gradients.
 
     Returns:
-        A function of the same arguments, with `explain()`, `source()` and `clear()`. With ``GRADFLOW_COMPILE=0`` in the
-        environment it runs eagerly; so it does under `gf.detect_anomaly()`.
+        A function of the same arguments, with `explain()`, `source()`, `profile()` and `clear()`. With
+        ``GRADFLOW_COMPILE=0`` in the environment it runs eagerly; so it does under `gf.detect_anomaly()`.
 
     Raises:
         DTypeError: something that cannot be called, or a coroutine function.
