@@ -158,8 +158,9 @@ def fit(
             all after every such epoch: ``model.load_state_dict(gf.load(checkpoint))``.
         callback: called with the `History` after every epoch; training stops if it returns True.
         progress: a progress bar: True demands one, None shows one if tqdm is installed, False shows none.
-        compile: whether a step runs as one program (`gf.compile`): None compiles it if it can be, and otherwise runs it
-            eagerly and logs a line; True raises what stands against it; False runs it eagerly.
+        compile: whether a step runs as one program (`gf.compile`): None compiles it on backends where that makes it
+            faster (Numba), if it can be, and otherwise runs it eagerly and logs a line; True compiles it on any backend
+            and raises what stands against it; False runs it eagerly.
 
     Returns:
         What was measured; ``history.stopped`` says why training ended.
@@ -325,9 +326,15 @@ def _steps(
     def forward(inputs: Sequence[Any]) -> Any:
         return model(*inputs)
 
-    if compile is False:
+    if compile is False or compile is None and not _pays(optimizer):
         return step, forward
     return compiled(step) if compile else compiled_where_safe(step), compiled_where_safe(forward)
+
+
+def _pays(optimizer: Optimizer) -> bool:
+    """Whether programs are faster than single operations: where their loops hold many (straight-line calls are not)."""
+    generator = optimizer.param_groups[0]["params"][0].backend.code_generator()
+    return generator is not None and bool(generator.fuses)
 
 
 class _Mean:

@@ -125,9 +125,27 @@ class Ragged(Reads):
         return self.layer(x)
 
 
+@pytest.fixture
+def on_numba() -> Iterator[None]:
+    pytest.importorskip("numba")
+    with gf.use_backend("numba"):
+        yield
+
+
+def test_numpy_compiles_on_demand_alone(caplog: pytest.LogCaptureFixture) -> None:
+    model = Counts()  # a program would refuse to count
+    train = [(np.ones((2, 1), np.float32), np.ones((2, 1), np.float32))] * 3
+    with caplog.at_level("INFO", "gradflow"):
+        fit(model, nn.MSELoss(), optim.Adam(model.parameters()), train, epochs=2, progress=False)
+    assert model.calls == 6
+    assert not caplog.records
+    with pytest.raises(TracedValueError):
+        fit(Counts(), nn.MSELoss(), optim.Adam(model.parameters()), train, epochs=1, progress=False, compile=True)
+
+
 @pytest.mark.parametrize("kind", [Reads, Counts, Ragged])
 def test_a_model_that_cannot_be_compiled_runs_eagerly_and_a_line_says_so(
-    kind: type[nn.Module], caplog: pytest.LogCaptureFixture
+    kind: type[nn.Module], caplog: pytest.LogCaptureFixture, on_numba: None
 ) -> None:
     train = [(np.full((n, 1), n, np.float32), np.full((n, 1), 2 * n, np.float32)) for n in range(1, 12)]
     states = []
