@@ -12,7 +12,7 @@ import numpy as np
 
 from gradflow.compiler.fuse import Group
 from gradflow.compiler.generator import CodeGenerator, Executable, Timed
-from gradflow.compiler.graph import COLUMN_REDUCTIONS, Graph, Node, Value, View
+from gradflow.compiler.graph import Graph, Node, Store, Value, View
 from gradflow.compiler.memory import ALIGNMENT, Place, Plan
 from gradflow.compiler.regions import Region
 from gradflow_numba import blas, threads
@@ -20,6 +20,7 @@ from gradflow_numba.emit import WIDTH, Cell, kernel_of
 from gradflow_numba.fixed import body, combine_text, fixed
 from gradflow_numba.kernels_on_disk import compiled, source_of
 from gradflow_numpy.blas import blas_threads, set_blas_threads
+from gradflow_numpy.pool import trim
 
 Array = Any
 Row = list[Any]
@@ -99,7 +100,7 @@ class Native(Executable):
         self._arena = memory[start:]
         self._failed = np.zeros(1, np.int64)
         self._results = [(shape, value.dtype) for value, shape in plan.graph.results]
-        self._inputs = plan.graph.arguments
+        self._inputs, self._tasks = plan.graph.arguments, plan.tasks
         self._arrays = np.zeros(max(1, self._inputs + len(self._results)), np.int64)
         self._words: Any = memoryview(self._arrays)  # type: ignore[arg-type]
         self._steps: list[Callable[[Sequence[Array]], int]] = []
@@ -108,6 +109,8 @@ class Native(Executable):
         self._kept: list[Any] = [memory]
         self._combined: set[Value] = set()
         self._build()
+        self._written = [self._stored(store) for store in plan.graph.stores]
+        del self.plan, self._combined  # what is left is what runs
 
     # ------------------------------------------------------------ running
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...] | None:
@@ -185,6 +188,8 @@ class Native(Executable):
             np.int64,
         )  # fmt: skip
         self._kept += [table, regions, patch, header]
+        for item in part.items:
+            item.row = []
         self._rows += [(item, table.ctypes.data + i * WIDTH * 8) for i, item in enumerate(part.items)]
         self._parts.append(part)
         self._steps.append(self._native_step(header, any(region[4] for region in part.regions)))
@@ -256,7 +261,7 @@ class Native(Executable):
         row = [value.size, self.plan.tasks, source, strip.step // value.dtype.itemsize, Cell(self.plan.places[value])]
         return Item(f"end of {value.node.op}", compiled(text), row, text)
 
-    def _copy_item(self, store: Any) -> Item:
+    def _copy_item(self, store: Store) -> Item:
         value = store.value
         target = Place("memory", store.memory.source, store.start * value.dtype.itemsize)
         row = [value.nbytes, Cell(self.plan.places[value]), Cell(target)]
@@ -291,12 +296,7 @@ class Native(Executable):
             number = np.full(shape, value.source, value.dtype)
             return lambda arrays: number
         if value.kind == "argument":
-
-            def read(arrays: Sequence[Array]) -> Array:
-                flat = arrays[value.source].reshape(-1)[view.offset :]
-                return _strided(flat, strides, shape)
-
-            return read
+            return functools.partial(_argument, value.source, view.offset, strides, shape)
         array = self._view(self.plan.place(view), value.dtype, strides, shape)
         return lambda arrays: array
 
@@ -327,7 +327,7 @@ class Native(Executable):
 
     def profile(self, arrays: Sequence[Array], seconds: float) -> list[Timed]:
         """Time every row of the table by itself, in one thread."""
-        saved = [(array, array.copy()) for array in self._written()]
+        saved = [(array, array.copy()) for array in self._written]
         before = blas_threads() or 1
         try:
             results = self.run(arrays)  # held: the rows write into them
@@ -341,14 +341,11 @@ class Native(Executable):
             for array, values in saved:
                 np.copyto(array, values)
 
-    def _written(self) -> list[Array]:
-        """The bound memory that the program writes."""
-        found = []
-        for store in self.plan.graph.stores:
-            value = store.value
-            place = Place("memory", store.memory.source, store.start * value.dtype.itemsize)
-            found.append(self._view(place, value.dtype, None, (value.size,)))
-        return found
+    def _stored(self, store: Store) -> Array:
+        """The bound memory that is written."""
+        value = store.value
+        place = Place("memory", store.memory.source, store.start * value.dtype.itemsize)
+        return self._view(place, value.dtype, None, (value.size,))
 
     def _timed(self, item: Item, address: int, seconds: float) -> Timed:
         from gradflow_numba.drive_serial import repeat
@@ -356,11 +353,18 @@ class Native(Executable):
         calls = 1
         while True:
             start = time.perf_counter()
-            repeat(address, self.plan.tasks, calls)
+            repeat(address, self._tasks, calls)
             took = time.perf_counter() - start
             if took > seconds / 4 or calls > 1_000_000:
                 return Timed(item.what, took / calls, item.operations, item.nbytes)
             calls *= 4
+
+
+def _argument(
+    position: int, offset: int, strides: Sequence[int], shape: Sequence[int], arrays: Sequence[Array]
+) -> Array:
+    """What a call reads of an argument."""
+    return _strided(arrays[position].reshape(-1)[offset:], strides, shape)
 
 
 def _strided(flat: Array, strides: Sequence[int], shape: Sequence[int]) -> Array:
@@ -440,8 +444,9 @@ class Generator(CodeGenerator):
         return available if work > PAYS else 1
 
     def generate(self, plan: Plan, namespace: Any) -> Executable:
-        """Make the native program."""
+        """Make the native program; what the recorded run has left in the pool goes."""
+        trim()
         return Native(plan, namespace)
 
 
-__all__ = ["COLUMN_REDUCTIONS", "Generator", "Native"]
+__all__ = ["Generator", "Native"]

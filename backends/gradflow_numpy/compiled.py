@@ -13,6 +13,7 @@ from gradflow.compiler.generator import CodeGenerator, Executable, Timed
 from gradflow.compiler.graph import Graph, Node, View
 from gradflow.compiler.memory import Place, Plan
 from gradflow_numpy.fused import ones
+from gradflow_numpy.pool import trim
 
 Array = Any
 Step = Callable[[], object]
@@ -44,17 +45,20 @@ class StraightLine(Executable):
                 self._inputs.append((value.source, self._flat(plan.places[value], value.dtype, value.size)))
         self._steps: list[Step] = []
         self._lines: list[str] = []
-        self._called: dict[Node, list[Array]] = {}
+        self._written: list[Array] = []
         self._checks: list[Array] = []
         for region in plan.regions:
             for group in region.all():
                 for node in group.nodes:
                     self._add(node)
-        for store in plan.copied:
+        for store in plan.graph.stores:
             value = store.value
             target = Place("memory", store.memory.source, store.start * value.dtype.itemsize)
-            source = self._flat(plan.places[value], value.dtype, value.size)
-            self._copy(self._flat(target, value.dtype, value.size), source)
+            self._written.append(self._flat(target, value.dtype, value.size))
+            if store in plan.copied:
+                self._copy(self._written[-1], self._flat(plan.places[value], value.dtype, value.size))
+        self._made.clear()
+        del self.plan  # what is left is what runs
 
     def run(self, arrays: Sequence[Array]) -> tuple[Array, ...] | None:
         """Run the calls; None where a check has failed."""
@@ -78,13 +82,7 @@ class StraightLine(Executable):
 
     def profile(self, arrays: Sequence[Array], seconds: float) -> list[Timed]:
         """Time every call by itself."""
-        written = [(store, store.value) for store in self.plan.graph.stores]
-        places = [
-            self._flat(Place("memory", s.memory.source, s.start * v.dtype.itemsize), v.dtype, v.size)
-            for s, v in written
-        ]
-        called = [x for node in self.plan.graph.updates for x in self._called[node]]
-        saved = [(array, array.copy()) for array in (*places, *called)]
+        saved = [(array, array.copy()) for array in self._written]
         try:
             if self.run(arrays) is None:
                 return []
@@ -213,7 +211,7 @@ class StraightLine(Executable):
         ]
         text = f"{name} {' '.join(map(_shown, operands))}"
         if shape is None:
-            self._called[node] = operands
+            self._written += operands
             self._step(text, partial(kernel, *operands, **settings))
             return
         out = self._target(node).reshape(shape)
@@ -247,5 +245,6 @@ class Generator(CodeGenerator):
         return 1
 
     def generate(self, plan: Plan, namespace: Any) -> Executable:
-        """Make the calls."""
+        """Make the calls; what the recorded run has left in the pool goes."""
+        trim()
         return StraightLine(plan, namespace)

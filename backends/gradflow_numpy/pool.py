@@ -66,6 +66,11 @@ _pool = Pool()
 _counts_references = getattr(sys, "_is_gil_enabled", lambda: True)()  # without the GIL a count may be stale
 
 
+def trim() -> None:
+    """Drop the memory that is kept for later results and not in use."""
+    _pool.trim()
+
+
 def room(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray | None:
     """An `out=` argument: recycled memory where the result is large, else None (NumPy allocates)."""
     size = dtype.itemsize

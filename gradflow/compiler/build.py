@@ -45,11 +45,16 @@ def plan_of(
     if switches.orient:
         graph = oriented(graph)
     groups = fused(graph, switches.fuse and generator.fuses)
-    plan = planned(graph, scheduled(graph, groups), generator.tasks(graph) if tasks is None else tasks, switches.reuse)
+    tasks = generator.tasks(graph) if tasks is None else tasks
+    plan = planned(graph, scheduled(graph, groups, tasks), tasks, switches.reuse)
     races.check(plan)
     return plan
 
 
 def build(trace: Any, namespace: Any, generator: CodeGenerator) -> Executable:
     """The program of a trace."""
-    return generator.generate(plan_of(trace, namespace, generator), namespace)
+    plan = plan_of(trace, namespace, generator)
+    try:
+        return generator.generate(plan, namespace)
+    finally:
+        plan.graph.dissolve()

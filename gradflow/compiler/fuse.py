@@ -206,7 +206,8 @@ def _recompute(graph: Graph) -> None:
         for other in others.values():
             inside = any(v.value.node is not None and v.value.node.group is other for v in reads)
             if other.is_loop and not inside and _one_loop(other.space, node.space) and other.space >= node.space:
-                _copy_into(node, other)
+                copy = _copy_into(node, other)
+                graph.made += [copy] if copy is not None else []
 
 
 def _is_stored(value: Value, kept: set[Value]) -> bool:
@@ -219,10 +220,11 @@ def _is_stored(value: Value, kept: set[Value]) -> bool:
     return not node.group.is_loop or any(u.group is not node.group for u in value.users)
 
 
-def _copy_into(node: Node, group: Group) -> None:
+def _copy_into(node: Node, group: Group) -> Node | None:
+    """Compute a value once more in a group that reads it; None if it is read in another way there."""
     readers = [u for u in node.out.users if u.group is group]
     if any(v.value is node.out and not is_same(v, u.space) for u in readers for v in u.operands):
-        return
+        return None
     value = Value(node.out.dtype, node.out.home, "node")
     copy = Node(node.op, list(node.operands), value, node.space, node.index, node.settings, node.site, group)
     value.source = copy
@@ -233,6 +235,7 @@ def _copy_into(node: Node, group: Group) -> None:
     value.users = readers
     for user in readers:
         user.operands = [v._replace(value=value) if v.value is node.out else v for v in user.operands]
+    return copy
 
 
 def _drop_unread(graph: Graph) -> None:

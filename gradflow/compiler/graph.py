@@ -195,6 +195,7 @@ class Graph:
         checks: nodes that only say whether something is wrong; they run before anything is stored.
         updates: calls of kernels that write bound memory themselves.
         arguments: how many there are.
+        made: every node that there ever was, for `dissolve`.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -203,6 +204,15 @@ class Graph:
     checks: list[Node] = field(default_factory=list)
     updates: list[Node] = field(default_factory=list)
     arguments: int = 0
+    made: list[Node] = field(default_factory=list)
+
+    def dissolve(self) -> None:
+        """Take nodes and values apart, which refer to each other, so that they go without the garbage collector."""
+        for node in self.made:
+            for view in node.operands:
+                view.value.users = []
+            node.out.users, node.out.source, node.out.part_of = [], None, None
+            node.operands, node.group = [], None
 
     def roots(self) -> list[Value]:
         """Every value that no node computes, numbers apart."""
@@ -239,4 +249,4 @@ def without_dead_code(graph: Graph) -> Graph:
         node.index = i
         for view in node.operands:
             view.value.users.append(node)
-    return Graph(live, graph.stores, graph.results, graph.checks, graph.updates, graph.arguments)
+    return Graph(live, graph.stores, graph.results, graph.checks, graph.updates, graph.arguments, graph.made)

@@ -144,6 +144,7 @@ class Lowering:
         node = Node(op, operands, value, space, len(self.graph.nodes), settings, self.site)
         value.source = node
         self.graph.nodes.append(node)
+        self.graph.made.append(node)
         if key is not None:
             self.memo[key] = value
         return value
@@ -636,6 +637,16 @@ def lower(trace: Any, namespace: Any, **settings: Any) -> Graph:
         UnsupportedError: it does something that has no lowered form.
     """
     made = Lowering(namespace, **settings)
+    try:
+        return _lowered(made, trace, namespace)
+    except UnsupportedError:
+        made.graph.dissolve()
+        raise
+    finally:
+        del made.memory  # which refers to its lowering
+
+
+def _lowered(made: Lowering, trace: Any, namespace: Any) -> Graph:
     created = set(getattr(trace, "created", ()))
     bound = {variable: array for variable, array in trace.bound.items() if variable not in created}
     symbols = made.memory.bind(bound, namespace.backend.extent)

@@ -132,6 +132,7 @@ def _transposed_factors(graph: Graph) -> Graph:
                     value = made[b.key] = Value(b.value.dtype, b.space, "node")
                     value.source = Node("transpose", [b], value, b.space, 0, None, node.site)
                     nodes.append(value.source)
+                    graph.made.append(value.source)
                 node.operands[1] = whole(value)
         nodes.append(node)
     graph.nodes = nodes

@@ -8,10 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from gradflow import tape
-from gradflow.compiler.build import plan_of
+from gradflow.compiler.build import build, plan_of
 from gradflow.compiler.describe import describe
 from gradflow.compiler.generator import Executable
-from gradflow.compiler.memory import Plan
 from gradflow.compiler.profile import Profile
 from gradflow.compiler.symbols import UnsupportedError
 from gradflow.compiler.trace import Equation, Trace
@@ -46,10 +45,9 @@ def make_program(trace: Trace, xp: Any) -> Program:
     if generator is None:
         return Interpreted(trace, xp, f"the {xp.backend.name} backend generates no code")
     try:
-        plan = plan_of(trace, xp, generator)
+        return Generated(trace, xp, build(trace, xp, generator))
     except UnsupportedError as error:
         return Interpreted(trace, xp, str(error))
-    return Generated(trace, xp, plan, generator.generate(plan, xp))
 
 
 class Generated:
@@ -57,8 +55,8 @@ class Generated:
 
     contiguous = True
 
-    def __init__(self, trace: Trace, xp: Any, plan: Plan, executable: Executable) -> None:
-        self.plan, self.executable = plan, executable
+    def __init__(self, trace: Trace, xp: Any, executable: Executable) -> None:
+        self.executable = executable
         self._trace, self._xp, self._run = trace, xp, executable.run
         written = {e.operands[i] for e in trace.equations for i in range(e.primitive.writes)}
         bound = [trace.bound[v] for v in sorted(written) if v in trace.bound]
@@ -82,8 +80,12 @@ class Generated:
         raise AssertionError("a check of the program failed that no operation fails")
 
     def describe(self) -> str:
-        """Groups, regions and memory."""
-        return describe(self.plan)
+        """Groups, regions and memory: planned once more, as a program keeps no plan."""
+        plan = plan_of(self._trace, self._xp, self._xp.backend.code_generator())
+        try:
+            return describe(plan)
+        finally:
+            plan.graph.dissolve()
 
     def profile(self, seconds: float) -> Profile:
         """Time the items on made-up arguments: normal numbers, zeros for integers."""

@@ -84,8 +84,8 @@ def overlaps(view: View, store: Store) -> bool:
     return low < store.start + store.value.size and store.start < high
 
 
-def scheduled(graph: Graph, groups: list[Group]) -> Schedule:
-    """Put groups into regions."""
+def scheduled(graph: Graph, groups: list[Group], tasks: int) -> Schedule:
+    """Put groups into regions; a single task waits for nobody."""
     needs: dict[Group, set[Group]] = {
         g: {v.value.node.group for v, _ in g.reads() if v.value.node is not None} for g in groups
     }
@@ -102,7 +102,7 @@ def scheduled(graph: Graph, groups: list[Group]) -> Schedule:
     done: dict[Group, int] = {}
     todo = list(groups)
     while todo:
-        region = _fill(todo, needs, done, in_place, readers)
+        region = _fill(todo, needs, done, in_place, readers, tasks > 1)
         for group in region.all():
             done[group] = len(regions)
         taken = set(region.all())
@@ -131,11 +131,11 @@ def _fill(
     done: dict[Group, int],
     in_place: dict[Value, Store],
     readers: dict[Value, list[Group]],
+    several: bool,
 ) -> Region:
     """The next region: everything that can run now without waiting for another task."""
     region = Region()
-    ready = [g for g in todo if needs[g] <= done.keys()]
-    calls = [g for g in ready if g.nodes[0].op == "call"]
+    calls = [g for g in todo if g.nodes[0].op == "call" and needs[g] <= done.keys()]
     inside: set[Group] = set()
     grown = True
     while grown:
@@ -148,10 +148,11 @@ def _fill(
                 inside.add(group)
                 grown = True
     start = 0
-    waiting = [g for g in todo if g not in inside and g.nodes[0].op != "call"]
+    waiting = [g for g in todo if g not in inside and g.nodes[0].op not in ("call", "check")]
     while start < len(waiting):
         group = waiting[start]
-        if _may_join(group, needs, done, inside, set(region.first), in_place, readers):
+        ready = all(n in done or n in inside for n in needs[group])
+        if ready and not (several and _waits(group, inside, set(region.first), in_place, readers)):
             region.groups.append(group)
             inside.add(group)
             waiting.pop(start)
@@ -162,24 +163,21 @@ def _fill(
     return region
 
 
-def _may_join(
+def _waits(
     group: Group,
-    needs: dict[Group, set[Group]],
-    done: dict[Group, int],
     inside: set[Group],
     first: set[Group],
     in_place: dict[Value, Store],
     readers: dict[Value, list[Group]],
 ) -> bool:
-    if not all(n in done or n in inside for n in needs[group]):
-        return False
+    """Whether a task could not go on to this group before all others are done with what is in the region."""
     for view, node in group.reads():
         producer = view.value.node
         waits = producer is not None and producer.group in inside and producer.group not in first
         if waits and not aligned(view, group, node):
-            return False
+            return True
     written = [n.out for n in group.nodes if n.out in in_place]
-    return not any(r is not group and r in inside and r not in first for out in written for r in readers[out])
+    return any(r is not group and r in inside and r not in first for out in written for r in readers[out])
 
 
 def _stored_in_place(
