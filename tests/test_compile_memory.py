@@ -15,6 +15,7 @@ from gradflow import nn
 from gradflow_numpy.pool import trim
 
 pytest.importorskip("numba")
+available = pytest.importorskip("gradflow_numba.threads").available
 
 
 def step_of(sizes: list[int], loss_fn: Callable[..., gf.Tensor], backend: str) -> Callable[..., gf.Tensor]:
@@ -42,8 +43,14 @@ def loaded() -> None:
             step(x, t)
 
 
+def held() -> int:
+    """Bytes of all arrays."""
+    arrays = tracemalloc.DomainFilter(inclusive=True, domain=np.lib.tracemalloc_domain)
+    return sum(t.size for t in tracemalloc.take_snapshot().filter_traces([arrays]).statistics("filename"))
+
+
 def peak(make: Callable[[], Callable[[], Any]]) -> int:
-    """The most that making a step and running it holds, what is kept for later calls included."""
+    """The most memory of arrays that a step needs: parameters, state, what is kept from call to call, and a call's own."""
     trim()
     gc.collect()
     tracemalloc.start(1)
@@ -52,15 +59,32 @@ def peak(make: Callable[[], Callable[[], Any]]) -> int:
         for _ in range(4):
             run()
         gc.collect()
+        arrays = held()
         tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
         run()
-        return tracemalloc.get_traced_memory()[1]
+        return arrays + tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("backend", ["numpy", "numba"])
-@pytest.mark.parametrize("sizes", [[784, 120, 120, 10], [64, *[64] * 20, 10], [100, 512, 512, 10]])
+DEEP = [64, *[64] * 20, 10]
+TWO_REGIONS = (
+    "with several tasks all activations and all of their gradients lie in the arena at once: 1.5 times as much"
+)
+COPIES = "straight-line programs copy their arguments, and turned gradients: 1.3 to 1.6 times as much"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "backend"),
+    [
+        ([784, 120, 120, 10], "numba"),
+        ([100, 512, 512, 10], "numba"),
+        pytest.param(DEEP, "numba", marks=pytest.mark.xfail(available() > 1, reason=TWO_REGIONS, strict=True)),
+        pytest.param([784, 120, 120, 10], "numpy", marks=pytest.mark.xfail(reason=COPIES, strict=True)),
+        pytest.param(DEEP, "numpy", marks=pytest.mark.xfail(reason=COPIES, strict=True)),
+    ],
+)
 def test_a_compiled_step_takes_no_more_than_an_eager_one(sizes: list[int], backend: str) -> None:
     x = gf.tensor(np.ones((128, sizes[0]), np.float32), backend=backend)
     t = gf.tensor(np.arange(128) % 10, backend=backend)
@@ -73,7 +97,7 @@ def test_a_compiled_step_takes_no_more_than_an_eager_one(sizes: list[int], backe
         step = gf.compile(step_of(sizes, gf.cross_entropy, backend))
         return lambda: step(x, t)
 
-    assert peak(compiled) <= peak(eager) * 1.05 + 300_000  # Python objects of the program: its table, its plan
+    assert peak(compiled) <= peak(eager)
 
 
 def test_explain_reports_the_arena() -> None:
