@@ -161,10 +161,15 @@ def function_of(transform: str, f: Any, fix: str) -> Callable[..., Any]:
     raise DTypeError(explain(f"gf.{transform} of a {type(f).__name__}.", reason, fix))
 
 
-def not_async(block: str, function: Callable[..., Any]) -> None:
+def not_async(block: str, function: Callable[..., Any], fix: str = "") -> None:
     """Refuse a coroutine function or an async generator function, which a decorator would not be open for.
 
     A call of one only makes an object, which runs when it is awaited: after the decorator's block has been left.
+
+    Args:
+        block: the decorator, without `gf.`.
+        function: what is decorated.
+        fix: the way out, by default the block inside of the function.
 
     Raises:
         DTypeError: such a function, or an object whose `__call__` is one.
@@ -184,9 +189,8 @@ def not_async(block: str, function: Callable[..., Any]) -> None:
             why = (
                 "its body runs when it is awaited; the decorator would be open only while it is called, and do nothing."
             )
-            raise DTypeError(
-                explain(f"@gf.{block} on {name}, {kind}.", why, f"put `with gf.{block}:` inside of {name}")
-            )
+            fix = fix or f"put `with gf.{block}:` inside of {name}"
+            raise DTypeError(explain(f"@gf.{block} on {name}, {kind}.", why, fix))
 
 
 def wrong_kind(function: str, name: str, value: object, why: str, fix: str) -> DTypeError:

@@ -376,6 +376,7 @@ class FakeLib(Backend):
     def to_numpy(self, array): return array
     def extent(self, array): return array, 0, 0
     def synchronize(self): pass
+    def code_generator(self): return None
     def versions(self): return {"fakelib": "2.0"}
     def num_threads(self): return 1
     def set_num_threads(self, n): pass

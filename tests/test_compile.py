@@ -789,8 +789,9 @@ def test_what_cannot_be_compiled_at_all() -> None:
 
     async def later() -> None: ...
 
-    with pytest.raises(errors.DTypeError, match="coroutine function"):
+    with pytest.raises(errors.DTypeError, match=r"^@gf\.compile on later, a coroutine function") as caught:
         gf.compile(later)
+    assert "fix: compile the function that it calls" in text(caught)
 
 
 # ------------------------------------------------------------------------------------------------------- drawn programs

@@ -1,4 +1,7 @@
-"""README.md and docs/: every Python block runs and prints what it says; the gate's commands stand where it looks."""
+"""README.md and docs/: every Python block runs and prints what it says; the gate's commands stand where it looks.
+
+A block marked `python numba` needs Numba, and is left out where that is missing.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ class Block(NamedTuple):
     page: Path
     line: int
     code: str
+    needs: str
 
     def __str__(self) -> str:
         return f"{self.page.name}:{self.line}"
@@ -30,21 +34,25 @@ class Block(NamedTuple):
 
 def blocks(page: Path, language: str = "python") -> list[Block]:
     text = page.read_text()
-    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(page, text.count("\n", 0, match.start(1)) + 1, match[1]) for match in found]
+    found = re.finditer(rf"^```{language}(?: (\w+))?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [Block(page, text.count("\n", 0, match.start(2)) + 1, match[2], match[1] or "") for match in found]
 
 
 def scripts() -> list[Block]:
     return [block for page in PAGES for block in blocks(page) if ">>>" not in block.code]
 
 
-def dialogues() -> list[Path]:
-    return [page for page in PAGES if any(">>>" in block.code for block in blocks(page))]
+def dialogues() -> list[tuple[Path, str]]:
+    """Each page with a session; if some of its blocks need a package, with and without it."""
+    needs = [{block.needs for block in blocks(page) if ">>>" in block.code} for page in PAGES]
+    return [(page, package) for page, packages in zip(PAGES, needs, strict=True) for package in sorted(packages)]
 
 
 @pytest.mark.parametrize("block", scripts(), ids=str)
 def test_script_runs(block: Block, tmp_path: Path) -> None:
     """In a process of its own, as whoever copies it would; a line that ends in `# 0.5` prints that."""
+    if block.needs:
+        pytest.importorskip(block.needs)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block.code], capture_output=True, text=True, cwd=tmp_path, check=False
     )
@@ -53,17 +61,19 @@ def test_script_runs(block: Block, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[: len(said)] == said
 
 
-@pytest.mark.parametrize("page", dialogues(), ids=lambda page: page.name)
-def test_dialogue_is_true(page: Path) -> None:
+@pytest.mark.parametrize(("page", "package"), dialogues(), ids=lambda part: getattr(part, "name", part or "alone"))
+def test_dialogue_is_true(page: Path, package: str) -> None:
     """The blocks of a page are one session, in which `gf` and `np` are there."""
-    names = {"gf": gf, "np": np}
+    if package:
+        pytest.importorskip(package)
+    names: dict[str, object] = {"gf": gf, "np": np}
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=FLAGS)
     for block in blocks(page):
-        if ">>>" in block.code:
-            test = doctest.DocTestParser().get_doctest(block.code, names, str(block), str(page), block.line - 1)
+        if ">>>" in block.code and block.needs in ("", package):
+            test = doctest.DocTestParser().get_doctest(block.code, {}, str(block), str(page), block.line - 1)
+            test.globs = names  # and no copy: functions of earlier blocks see what later ones assign
             runner.run(test, out=report.append, clear_globs=False)
-            names = test.globs
     assert runner.summarize(verbose=False).failed == 0, "".join(report)
 
 

@@ -198,7 +198,7 @@ class Native(Executable):
 
     def _items(self, group: Group) -> list[Item]:
         node = group.nodes[0]
-        if node.op == "pack":
+        if node.op == "pack" or 0 in group.space:
             return []
         if node.op == "gemm":
             return [self._gemm_item(node)]

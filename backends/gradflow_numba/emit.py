@@ -34,6 +34,7 @@ _TEXT = {
     "logical_and": "{0} & {1}", "logical_or": "{0} | {1}", "logical_xor": "{0} ^ {1}", "logical_not": "not {0}",
     "bitwise_and": "{0} & {1}", "bitwise_or": "{0} | {1}", "bitwise_xor": "{0} ^ {1}",
 }  # fmt: skip
+_IN_FORMULAS = (0, 1, -1, 2, 0.5)
 _START = {"sum": "0", "max": "-np.inf", "min": "np.inf"}
 
 
@@ -81,6 +82,7 @@ class _Writer:
         self.pointers: dict[Any, tuple[str, str]] = {}
         self.buffers: dict[Any, int] = {}
         self.loaded: dict[Any, str] = {}
+        self.numbers: dict[Any, str] = {}
         self.loops = [_Loop() for _ in range(max(self.stage.values()) + 1)]
         self.flat = self._is_flat()
 
@@ -104,7 +106,7 @@ class _Writer:
     def operand(self, view: View, node: Node) -> str:
         """The expression for what a node reads."""
         if is_number(view):
-            return literal(view.value.source, view.value.dtype)
+            return self.number(view.value.source, view.value.dtype)
         producer = view.value.node
         if producer not in self.inside:
             return self.load(view, node)
@@ -113,6 +115,20 @@ class _Writer:
         if is_full and self.stage[producer] < self.stage[node] and node.space[1] > 1:
             return self.reload(producer, self.stage[node])
         return self.names[producer]
+
+    def number(self, number: Any, dtype: np.dtype[Any]) -> str:
+        """A number: in the text if it belongs to a formula, else in the row, as one that depends on sizes does."""
+        if dtype.kind == "b" or number in _IN_FORMULAS or not np.isfinite(number):
+            return literal(number, dtype)
+        key = (number, dtype)
+        if key not in self.numbers:
+            name = self.numbers[key] = f"c{len(self.numbers)}"
+            bits = (
+                int(np.float64(number).view(np.int64)) if dtype.kind == "f" else int(np.array(number).astype(np.int64))
+            )
+            word = self.word(bits)
+            self.head.append(f"{name} = np.{dtype.name}({f'float64_of({word})' if dtype.kind == 'f' else word})")
+        return self.numbers[key]
 
     def load(self, view: View, node: Node) -> str:
         stage = self.stage[node]

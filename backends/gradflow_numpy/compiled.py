@@ -167,7 +167,7 @@ class StraightLine(Executable):
         self._step(f"copyto {_shown(out)} {_shown(x)}", partial(np.copyto, out, x, casting="unsafe"))
 
     def _add(self, node: Node) -> None:
-        if node.op == "pack":
+        if node.op == "pack" or 0 in node.space:
             return
         if node.op == "call":
             self._call(node)

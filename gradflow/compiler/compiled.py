@@ -418,7 +418,7 @@ def compile(function: Any = None, *, debug: bool = False) -> Any:
         return lambda f: compile(f, debug=debug)
     if not callable(function):
         raise wrong_kind("compile", "function", function, "it is called.", "gf.compile(step)")
-    not_async("gf.compile", function)
+    not_async("compile", function, "compile the function that it calls to compute")
     if isinstance(function, Compiled):
         return function
     return Compiled(function, debug, config.env_flag("GRADFLOW_COMPILE", default=True))

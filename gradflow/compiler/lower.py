@@ -45,6 +45,7 @@ from gradflow.compiler.symbols import (
     split,
     squeezed,
 )
+from gradflow.errors import GradflowError
 from gradflow.ops import update
 from gradflow.ops.axes import kept_shape
 from gradflow.primitive import REGISTRY
@@ -153,6 +154,8 @@ class Lowering:
         symbols = [self.symbol(operand, operands) for operand in operands]
         symbols, out = self._typed(op, symbols, dtype)
         shape = np.broadcast_shapes(*(s.shape for s in symbols))
+        if not math.prod(shape):
+            return self.constant(np.empty(shape, out))
         if all(s.is_number for s in symbols):
             folded = self._folded(op, symbols, out)
             if folded is not None:
@@ -480,9 +483,11 @@ class Lowering:
 
     def check(self, wrong: Symbol) -> None:
         """Have the program stop, before it stores anything, where an element is true."""
+        if wrong.size == 0:
+            return
         axes = tuple(range(wrong.ndim))
         any_ = self.materialised(self.reduce("max", self.cast(wrong, np.dtype(np.int64)), axes, False))
-        if any_.is_number and not any_.value.source or wrong.size == 0:
+        if any_.is_number and not any_.value.source:
             return
         view = View(any_.value, any_.offset, 0, 0, (1, 1))
         value = self.new("check", [view], (1, 1), (1, 1), np.dtype(np.int64))
@@ -548,8 +553,11 @@ class Lowering:
         arguments = [np.zeros(s.shape, s.dtype) for s in symbols]
         if name == "nonzero_index":
             raise UnsupportedError(name)
-        with np.errstate(all="ignore"):
-            out = np.asarray(getattr(self.namespace, name)(*arguments, **settings))
+        try:
+            with np.errstate(all="ignore"):
+                out = np.asarray(getattr(self.namespace, name)(*arguments, **settings))
+        except (ValueError, IndexError, GradflowError) as error:
+            raise UnsupportedError(f"{name}: {error}") from error
         reads = [View(s.value, s.offset, 0, 0, (0, 0)) for s in symbols]
         geometry = [(s.strides, s.shape) for s in symbols]
         value = self.new("call", reads, (1, out.size), (1, out.size), out.dtype, (name, settings, geometry, out.shape))
@@ -635,8 +643,13 @@ def lower(trace: Any, namespace: Any, **settings: Any) -> Graph:
         shape, dtype = trace.facts[variable]
         symbols[variable] = made.dense(Value(np.dtype(dtype), (1, max(math.prod(shape), 1)), "argument", i), shape)
     sites = getattr(trace, "sites", None) or [""] * len(trace.equations)
+    written = {e.operands[i] for e in trace.equations for i in range(e.primitive.writes)}
     for variable in created:
-        symbols[variable] = made.constant(trace.bound[variable].copy())
+        array = trace.bound[variable]
+        if array.size == 1 and variable not in written:
+            symbols[variable] = made.number(array.item(), array.dtype).at(0, (0,) * array.ndim, array.shape)
+        else:
+            symbols[variable] = made.constant(array.copy())
 
     views = set(symbols)  # variables that are views of memory, and show what is written there
 

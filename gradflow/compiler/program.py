@@ -14,7 +14,9 @@ from gradflow.compiler.generator import Executable
 from gradflow.compiler.memory import Plan
 from gradflow.compiler.profile import Profile
 from gradflow.compiler.symbols import UnsupportedError
-from gradflow.compiler.trace import Trace
+from gradflow.compiler.trace import Equation, Trace
+from gradflow.mode import NO_GRAD, using
+from gradflow.tensor import wrap
 
 Arrays = tuple[Any, ...]
 
@@ -72,10 +74,11 @@ class Generated:
         return out  # type: ignore[return-value]
 
     def _raise(self, arrays: Arrays) -> None:
-        """Run equation by equation up to the first write, for the error of what was given wrong values."""
-        trace = self._trace
-        first = next((i for i, e in enumerate(trace.equations) if e.primitive.writes), len(trace.equations))
-        Interpreted(trace, self._xp, "", stop=first)(arrays)
+        """Run equation by equation, writing into copies, for the error of the operation that was given wrong values."""
+        trace, xp = self._trace, self._xp
+        written = {e.operands[i] for e in trace.equations for i in range(e.primitive.writes)}
+        values = {v: xp.as_array(a, copy=True) if v in written else a for v, a in trace.bound.items()}
+        Interpreted(trace, xp, "").run(arrays, values)
         raise AssertionError("a check of the program failed that no operation fails")
 
     def describe(self) -> str:
@@ -100,36 +103,43 @@ class Interpreted:
 
     contiguous = False
 
-    def __init__(self, trace: Trace, xp: Any, because: str, stop: int | None = None) -> None:
+    def __init__(self, trace: Trace, xp: Any, because: str) -> None:
         self._trace, self._xp, self._because = trace, xp, because
-        self._stopped = stop is not None
-        self._steps: list[tuple[Callable[..., Any], tuple[int, ...], dict[str, Any], int | None, list[int]]] = []
+        self._steps: list[tuple[Callable[..., Any], Equation, list[int]]] = []
         kept = {*trace.bound, *trace.arguments, *trace.results}
-        for equation in reversed(trace.equations[:stop]):
-            primitive, operands, settings, output = equation
+        for equation in reversed(trace.equations):
+            primitive, operands, _, output = equation
             last = [v for v in {*operands, *(() if output is None else (output,))} if v not in kept]
             kept.update(last)
-            self._steps.append((getattr(xp, primitive.name), operands, settings, output, last))
+            self._steps.append((getattr(xp, primitive.name), equation, last))
         self._steps.reverse()
 
     def __call__(self, arrays: Arrays) -> Arrays:
         """Run it."""
-        trace, xp = self._trace, self._xp
+        trace = self._trace
+        results = self.run(arrays, dict(trace.bound))
+        return own(results, [*trace.bound.values(), *arrays], self._xp)
+
+    def run(self, arrays: Arrays, values: dict[int, Any]) -> list[Any]:
+        """Run the equations on arguments, and on values of what is bound."""
+        xp = self._xp
         mark, extent = tape.writes.mark, xp.backend.extent
-        values = dict(trace.bound)
-        values.update(zip(trace.arguments, arrays, strict=True))
-        for function, operands, settings, output, last in self._steps:
-            operand_arrays = [values[v] for v in operands]
-            out = function(*operand_arrays, **settings)
-            if output is None:
-                mark(operand_arrays[0], extent)
+        values.update(zip(self._trace.arguments, arrays, strict=True))
+        for function, equation, last in self._steps:
+            operands = [values[v] for v in equation.operands]
+            try:
+                out = function(*operands, **equation.settings)
+            except Exception:
+                with using(NO_GRAD):  # for the error that users of the operation get
+                    equation.primitive.function(*(wrap(a, xp) for a in operands), **equation.settings)
+                raise
+            if equation.output is None:
+                mark(operands[0], extent)
             else:
-                values[output] = out if out.shape else xp.as_array(out)
+                values[equation.output] = out if out.shape else xp.as_array(out)
             for v in last:
                 del values[v]
-        if self._stopped:
-            return ()
-        return own((values[v] for v in trace.results), [*trace.bound.values(), *arrays], xp)
+        return [values[v] for v in self._trace.results]
 
     def describe(self) -> str:
         """How many equations there are."""

@@ -143,7 +143,7 @@ def _fill(
         for group in todo:
             if group in inside or group.space != (1, 1) or group.nodes[0].op == "call":
                 continue
-            if all(n in done or n in inside for n in needs[group]):
+            if all(n in done or n in inside and n.nodes[0].op != "check" for n in needs[group]):
                 region.first.append(group)
                 inside.add(group)
                 grown = True
