@@ -54,9 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hold_torch(threads)
     with recorded("steps", threads, args.rounds, args.json) as results:
         ceiling = results["ceiling"] = product_rates(threads, args.rounds)
-        print(
-            f"matrix products: {ceiling} GFLOP/s; `floor`: how often the time that a step's products take at this rate"
-        )
+        print(f"matrix products: {ceiling} GFLOP/s; × floor: in units of the time of a step's products at this rate")
         table = step_table()
         for name in names:
             work, targets = workloads.WORKLOADS[name], workloads.TARGETS[name]

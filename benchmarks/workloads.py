@@ -220,7 +220,7 @@ def torch_compiled_contender(work: Workload) -> Contender:
     """The whole step in one graph of `torch.compile`.
 
     The update is written out and the gradient taken with `torch.func`. `torch.compile` over `loss.backward()` and
-    `optimizer.step()` breaks into several graphs, and takes up to 1.4 times as long.
+    `optimizer.step()` breaks into several graphs, and took 1.4 to 1.8 times as long.
     """
     import torch
 
