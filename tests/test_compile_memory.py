@@ -50,7 +50,7 @@ def held() -> int:
 
 
 def peak(make: Callable[[], Callable[[], Any]]) -> int:
-    """The most memory of arrays that a step needs: parameters, state, what is kept from call to call, and a call's own."""
+    """The most memory of arrays that a step needs: parameters, state, what is kept between calls, and a call's own."""
     trim()
     gc.collect()
     tracemalloc.start(1)
