@@ -123,7 +123,7 @@ def test_every_module_has_a_floor(project: dict[str, Any]) -> None:
 
 
 def test_plugins_import_only_what_is_theirs_to_see() -> None:
-    """Of the engine a plug-in sees gradflow.backend, gradflow.errors, and the compiler's plans for its code generator."""
+    """A plug-in sees gradflow.backend, gradflow.errors, and the compiler's plans for its code generator."""
     plans = {f"gradflow.compiler.{module}" for module in ("fuse", "generator", "graph", "memory", "regions")}
     for path in ROOT.glob("backends/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
