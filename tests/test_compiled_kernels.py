@@ -106,6 +106,28 @@ def test_special_values_of_two_operands(name: str, dtype: Any, xp: Any) -> None:
         np.testing.assert_allclose(got, want, rtol=4 * np.finfo(dtype).eps, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        lambda xp, x, y: (x + y) - y,
+        lambda xp, x, y: (x * 1e30) * 1e-30,
+        lambda xp, x, y: x * y * 3,
+        lambda xp, x, y: x / y / y,
+        lambda xp, x, y: (x / y) * 2,
+        lambda xp, x, y: x / xp.sqrt(y),
+        lambda xp, x, y: 1 / (x * 0),
+    ],
+)
+def test_arithmetic_is_done_in_the_order_in_which_it_is_written(chain: Any, dtype: Any, xp: Any) -> None:
+    values = np.array([*SPECIAL, 1e16, np.finfo(dtype).max], np.float64).astype(dtype)
+    x, y = (gf.tensor(np.ascontiguousarray(a), backend="numba") for a in np.meshgrid(values, values))
+    with np.errstate(all="ignore"):
+        out, found = trace(lambda x, y: chain(gf, x, y), x, y)
+        (got,) = built(found, xp).run([x.numpy(), y.numpy()])
+    np.testing.assert_array_equal(got, out.numpy())
+
+
 @pytest.mark.parametrize("how", ["sum", "max", "min", "mean"])
 @pytest.mark.parametrize("axis", [(0,), (1,), (0, 1)])
 def test_reductions_keep_what_is_not_a_number(how: str, axis: tuple[int, ...], xp: Any) -> None:

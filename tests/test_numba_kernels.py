@@ -193,6 +193,17 @@ def test_binary_cross_entropy_is_pytorchs_and_silences_an_infinity_that_does_not
     assert terms.tolist() == [0, 0, np.inf]
 
 
+@dtypes
+@pytest.mark.parametrize("width", [3, 40])
+def test_layer_norm_of_a_row_whose_variance_is_infinite_is_zero_as_on_numpy(width, dtype):
+    x = np.zeros((9, width), dtype)
+    x[4, 0], x[4, 1] = np.finfo(dtype).max / 2, -np.finfo(dtype).max / 2
+    ones, zeros = np.ones(width, dtype), np.zeros(width, dtype)
+    with np.errstate(over="ignore"):
+        assert not NUMPY.layer_norm(x, ones, zeros, axis=(1,), eps=1e-5).any()
+    assert not XP.layer_norm(x, ones, zeros, axis=(1,), eps=1e-5).any()
+
+
 # ---------------------------------------------------------------- tables of vectors
 @dtypes
 @pytest.mark.parametrize("index_dtype", [np.int64, np.int32, np.uint8, np.uint64])

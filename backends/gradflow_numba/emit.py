@@ -216,7 +216,7 @@ class _Writer:
     def reduce(self, node: Node, name: str, x: str, loop: _Loop) -> None:
         how = node.op.rpartition("_")[2]
         first = _identity_of(how, node.out.dtype)
-        gather = _accumulated(how, name, x)
+        gather = _accumulated(how, name, x, node.out.dtype)
         is_full = node.space[1] > 1
         if node.op in ROW_REDUCTIONS:
             loop.row.append(f"{name} = {first}")
@@ -331,9 +331,9 @@ def _identity_of(how: str, dtype: np.dtype[Any]) -> str:
     return literal(limits.min if how == "max" else limits.max, dtype)
 
 
-def _accumulated(how: str, so_far: str, x: str) -> str:
+def _accumulated(how: str, so_far: str, x: str, dtype: np.dtype[Any]) -> str:
     if how == "sum":
-        return f"{so_far} + {x}"
+        return f"plus({so_far}, {x})" if dtype.kind == "f" else f"{so_far} + {x}"
     better = ">" if how == "max" else "<"
     return f"({x} if ({x} {better} {so_far}) | ({x} != {x}) else {so_far})"
 
