@@ -139,6 +139,17 @@ def test_reductions_keep_what_is_not_a_number(how: str, axis: tuple[int, ...], x
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("how", ["max", "min"])
+def test_extremes_of_rows_are_taken_of_integers_and_exact(how: str, dtype: Any, xp: Any) -> None:
+    rows = [[-np.inf] * 19, [np.inf] * 19, [np.nan] * 19, [1e-40] * 19, [-1e-40, *[0.0] * 18], list(range(-9, 10))]
+    x = gf.tensor(np.array(rows, dtype), backend="numba")
+    _, found = trace(lambda x: getattr(gf, how)(x, axis=1), x)
+    program = built(found, xp)
+    np.testing.assert_array_equal(program.run([x.numpy()])[0], getattr(np, how)(x.numpy(), axis=1))
+    assert "ordered" in program.source()  # comparisons of numbers are 30 times slower: they are not vectorised
+
+
 @settings(max_examples=15, derandomize=True)
 @given(program=programs(max_steps=8), tasks=st.integers(1, 3))
 def test_random_programs(program: Any, tasks: int) -> None:

@@ -2,8 +2,8 @@
 
 `error_model="numpy"` keeps Python's ZeroDivisionError out of divisions, which would stop vectorisation (9 times
 slower).
-`nnan` and `ninf` are never set: NaN and ∞ are values here. Nor is `arcp`: LLVM then takes 1/√∞ by an estimate that gives
-NaN.
+`nnan` and `ninf` are never set: NaN and ∞ are values here. Nor is `arcp`: LLVM would take 1/√∞ by an estimate, and it
+would be NaN.
 """
 
 from __future__ import annotations

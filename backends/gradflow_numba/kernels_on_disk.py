@@ -13,7 +13,7 @@ import numpy as np
 
 from gradflow_numba import blas, elementary, jit, native, random
 
-FUNCTIONS = ("erf", "exp", "log", "log1p", "sigmoid", "tanh")
+FUNCTIONS = ("erf", "exp", "log", "log1p", "ordered", "sigmoid", "tanh", "unordered")
 
 
 @functools.cache
