@@ -107,6 +107,28 @@ def test_special_values_of_two_operands(name: str, dtype: Any, xp: Any) -> None:
         np.testing.assert_allclose(got, want, rtol=4 * np.finfo(dtype).eps, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        lambda xp, x, y: (x + y) - y,
+        lambda xp, x, y: (x * 1e30) * 1e-30,
+        lambda xp, x, y: x * y * 3,
+        lambda xp, x, y: x / y / y,
+        lambda xp, x, y: (x / y) * 2,
+        lambda xp, x, y: x / xp.sqrt(y),
+        lambda xp, x, y: 1 / (x * 0),
+    ],
+)
+def test_arithmetic_is_done_in_the_order_in_which_it_is_written(chain: Any, dtype: Any, xp: Any) -> None:
+    values = np.array([*SPECIAL, 1e16, np.finfo(dtype).max], np.float64).astype(dtype)
+    x, y = (gf.tensor(np.ascontiguousarray(a), backend="numba") for a in np.meshgrid(values, values))
+    with np.errstate(all="ignore"):
+        out, found = trace(lambda x, y: chain(gf, x, y), x, y)
+        (got,) = built(found, xp).run([x.numpy(), y.numpy()])
+    np.testing.assert_array_equal(got, out.numpy())
+
+
 @pytest.mark.parametrize("how", ["sum", "max", "min", "mean"])
 @pytest.mark.parametrize("axis", [(0,), (1,), (0, 1)])
 def test_reductions_keep_what_is_not_a_number(how: str, axis: tuple[int, ...], xp: Any) -> None:
@@ -116,6 +138,17 @@ def test_reductions_keep_what_is_not_a_number(how: str, axis: tuple[int, ...], x
         with np.errstate(all="ignore"):
             got, want = run(how, [x], {"axis": axis, "keepdims": False}, xp, tasks)
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("how", ["max", "min"])
+def test_extremes_of_rows_are_taken_of_integers_and_exact(how: str, dtype: Any, xp: Any) -> None:
+    rows = [[-np.inf] * 19, [np.inf] * 19, [np.nan] * 19, [1e-40] * 19, [-1e-40, *[0.0] * 18], list(range(-9, 10))]
+    x = gf.tensor(np.array(rows, dtype), backend="numba")
+    _, found = trace(lambda x: getattr(gf, how)(x, axis=1), x)
+    program = built(found, xp)
+    np.testing.assert_array_equal(program.run([x.numpy()])[0], getattr(np, how)(x.numpy(), axis=1))
+    assert "ordered" in program.source()  # comparisons of numbers are 30 times slower: they are not vectorised
 
 
 @settings(max_examples=15, derandomize=True)

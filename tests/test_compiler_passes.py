@@ -14,7 +14,7 @@ from gradflow.compiler import races
 from gradflow.compiler.build import Switches, plan_of
 from gradflow.compiler.fuse import fused, stages
 from gradflow.compiler.generator import CodeGenerator
-from gradflow.compiler.lower import UnsupportedError, lower
+from gradflow.compiler.lower import Lowering, UnsupportedError, lower
 from gradflow.compiler.orient import oriented
 from gradflow.compiler.trace import trace
 from gradflow.primitive import namespace
@@ -134,6 +134,30 @@ def test_numbers_are_folded_and_neutral_ones_vanish() -> None:
     graph = lowered(lambda x: gf.square(x) / 4, (3,))
     assert ops(graph) == ["multiply", "multiply"]
     assert graph.nodes[-1].operands[1].value.source == 0.25
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64", "int8"])
+@pytest.mark.parametrize("ignore_index", [-100, 2, 300])
+def test_labels_of_any_integer_dtype_meet_an_ignore_index_that_it_cannot_hold(dtype: str, ignore_index: int) -> None:
+    logits, labels = gf.tensor(np.arange(12.0).reshape(4, 3) % 5), gf.tensor(np.array([0, 2, 1, 2]).astype(dtype))
+
+    def step(logits: Any, labels: Any) -> Any:
+        return vjp(lambda x: gf.cross_entropy(x, labels, ignore_index=ignore_index), logits)[1](gf.tensor(1.0))
+
+    _, found = trace(step, logits, labels)
+    arrays = [logits.numpy(), labels.numpy()]
+    got = Interpreter(planned(found, Fusing()), namespace(), np.random.default_rng(0)).run(arrays)
+    same(got, expected(found, arrays), 1e-12)
+
+
+@pytest.mark.parametrize("number", [-1, 256])
+@pytest.mark.parametrize("name", ["equal", "not_equal", "less", "less_equal", "greater", "greater_equal"])
+def test_a_comparison_with_a_number_beyond_the_dtype_is_known(name: str, number: int) -> None:
+    x = np.array([0, 255, 7], np.uint8)
+    for operands, wanted in (((x, number), getattr(np, name)(x, number)), ((number, x), getattr(np, name)(number, x))):
+        made = Lowering(namespace("numpy"))
+        out = made.elementwise(name, *(made.constant(o) if o is x else o for o in operands))
+        assert out.is_number and out.shape == (3,) and (out.value.source == wanted).all()
 
 
 def test_views_are_no_nodes() -> None:

@@ -273,6 +273,13 @@ def test_indices_are_of_any_integer_dtype(dtype: str) -> None:
     np.testing.assert_array_equal(w.grad.numpy(), np.array([1, 1, 0, 2])[:, None] * np.ones(3))
 
 
+def test_the_fix_for_a_large_index_is_a_table_that_has_it() -> None:
+    with pytest.raises(errors.IndexRangeError, match=r"nn\.Embedding\(256, width\)"):
+        gf.embedding(gf.tensor([0, 255], dtype="uint8"), gf.zeros((4, 2)))
+    with pytest.raises(errors.IndexRangeError, match=r"nn\.Embedding\(1, width\)"):
+        gf.embedding(gf.tensor([0]), gf.zeros((0, 2)))
+
+
 @backends
 @given(data=st.data())
 def test_an_index_out_of_range_is_named_with_its_position(backend: Any, data: st.DataObject) -> None:

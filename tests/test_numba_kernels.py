@@ -167,6 +167,19 @@ def test_a_wrong_label_is_the_same_error_as_on_numpy(wrong):
     assert said[0] == said[1] and f"label {wrong} at index 2 for 3 classes" in said[0]
 
 
+@pytest.mark.parametrize(("number", "ignore_index"), [(2**64 - 100, -100), (2**64 - 1, -1)])
+def test_a_large_unsigned_label_is_never_taken_for_the_ignored_one(number, ignore_index):
+    logits, labels = gf.zeros((2, 3), backend="numba"), gf.tensor(np.array([0, number], np.uint64), backend="numba")
+    with pytest.raises(ArgumentError, match=f"label {number} at index 1 for 3 classes"):
+        gf.cross_entropy(logits, labels, ignore_index=ignore_index)
+
+
+@pytest.mark.parametrize("ignore_index", [2**70, -(2**70)])
+def test_an_ignore_index_that_no_label_can_be_ignores_nothing(ignore_index):
+    logits, labels = gf.zeros((2, 3), backend="numba"), gf.tensor([0, 2], backend="numba")
+    assert float(gf.cross_entropy(logits, labels, ignore_index=ignore_index)) == pytest.approx(np.log(3))
+
+
 @dtypes
 def test_binary_cross_entropy_is_pytorchs_and_silences_an_infinity_that_does_not_count(dtype):
     torch = pytest.importorskip("torch")
@@ -178,6 +191,17 @@ def test_binary_cross_entropy_is_pytorchs_and_silences_an_infinity_that_does_not
     np.testing.assert_allclose(ours.grad.numpy(), theirs.grad.numpy(), **tolerance(dtype))
     terms = XP.binary_cross_entropy_terms(np.array([np.inf, -np.inf, np.inf], dtype), np.array([1, 0, 0], dtype))
     assert terms.tolist() == [0, 0, np.inf]
+
+
+@dtypes
+@pytest.mark.parametrize("width", [3, 40])
+def test_layer_norm_of_a_row_whose_variance_is_infinite_is_zero_as_on_numpy(width, dtype):
+    x = np.zeros((9, width), dtype)
+    x[4, 0], x[4, 1] = np.finfo(dtype).max / 2, -np.finfo(dtype).max / 2
+    ones, zeros = np.ones(width, dtype), np.zeros(width, dtype)
+    with np.errstate(over="ignore"):
+        assert not NUMPY.layer_norm(x, ones, zeros, axis=(1,), eps=1e-5).any()
+    assert not XP.layer_norm(x, ones, zeros, axis=(1,), eps=1e-5).any()
 
 
 # ---------------------------------------------------------------- tables of vectors

@@ -193,6 +193,6 @@ def combine_text(kind: str, how: str, dtype: np.dtype[Any]) -> str:
         s = {_identity_of(how, dtype)}
         for p in range(parts):
             x = load(source, p * step + j, 0)
-            s = {_accumulated(how, "s", "x")}
+            s = {_accumulated(how, "s", "x", dtype)}
         store(out, j, s, 1)
 """.strip("\n")

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradflow_numba import blas, elementary, jit, native, random
 
-FUNCTIONS = ("erf", "exp", "log", "log1p", "sigmoid", "tanh")
+FUNCTIONS = ("erf", "exp", "log", "log1p", "ordered", "sigmoid", "tanh", "unordered")
 
 
 @functools.cache
@@ -50,6 +50,7 @@ _SCOPE: dict[str, Any] = {
     **{name: getattr(native, name) for name in ("load", "store", "offset", "word")},
     **native.AT,
     "float64_of": jit.float64_of,
+    "plus": jit.plus,
     "ORDER": blas.ROW_MAJOR,
     "PLAIN": blas.PLAIN,
     "FLIP": blas.TRANSPOSED_FROM_PLAIN,

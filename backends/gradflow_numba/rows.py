@@ -12,6 +12,7 @@ from gradflow_numba.jit import loop
 from gradflow_numba.kernels import KERNELS, RESIDUAL_KERNELS, VJPS, Array, fits, kernel, new, vjp, with_residual
 from gradflow_numpy.fused import product
 
+MOST = np.iinfo(np.int64).max
 BLOCK = 8192  # elements: rows are worked on in blocks that stay in the first cache
 
 
@@ -180,8 +181,8 @@ _numpy_cross_entropy_logits = VJPS["softmax_cross_entropy", "logits"]
 
 @with_residual("softmax_cross_entropy")
 def softmax_cross_entropy(logits: Array, labels: Array, ignore_index: int) -> Any:
-    if not (logits.size and fits(logits)):
-        return _numpy_cross_entropy(logits, labels, ignore_index)
+    if not (logits.size and fits(logits)) or labels.dtype == np.uint64 or abs(ignore_index) > MOST:
+        return _numpy_cross_entropy(logits, labels, ignore_index)  # as int64 a label of 2⁶⁴ − 100 would be −100
     classes = labels.astype(np.int64) if labels.dtype != np.int64 or not labels.flags.carray else labels
     missed = new(logits.shape, logits.dtype, logits.size)
     loss, number, right = _cross_entropy(logits, classes, ignore_index, missed)

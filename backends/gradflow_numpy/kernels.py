@@ -273,7 +273,7 @@ def check_rows(indices: Array, rows: int) -> None:
                 f"embedding got index {indices[where]} at position {where[0] if len(where) == 1 else where}"
                 f" for {rows} rows.",
                 f"indices are the row numbers 0 to {rows - 1}." if rows else "there are no rows.",
-                f"nn.Embedding({indices[where] + 1 if indices[where] > 0 else rows}, width), or mend the indices",
+                f"nn.Embedding({max(int(indices[where]) + 1, rows)}, width), or mend the indices",
             )
         )
 

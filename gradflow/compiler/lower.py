@@ -10,6 +10,7 @@ of the primitive's own kernel.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +61,10 @@ _EVALUATE: dict[str, Callable[..., Any]] = {
     "square": np.square, "sqrt": np.sqrt, "maximum": np.maximum, "minimum": np.minimum, "equal": np.equal,
     "not_equal": np.not_equal, "less": np.less, "less_equal": np.less_equal, "greater": np.greater,
     "greater_equal": np.greater_equal, "exp": np.exp, "log": np.log, "power": np.power,
+}  # fmt: skip
+_COMPARE: dict[str, Callable[[int, int], bool]] = {
+    "equal": operator.eq, "not_equal": operator.ne, "less": operator.lt, "less_equal": operator.le,
+    "greater": operator.gt, "greater_equal": operator.ge,
 }  # fmt: skip
 
 
@@ -152,6 +157,10 @@ class Lowering:
     # ------------------------------------------------------------ element by element
     def elementwise(self, op: str, *operands: Any, dtype: Any = None) -> Symbol:
         """One operation on each element, with broadcasting; the result has `dtype`, by default the common one."""
+        certain = _certain(op, operands)
+        if certain is not None:
+            shape = np.broadcast_shapes(*(o.shape for o in operands if isinstance(o, Symbol)))
+            return self.number(certain, _BOOL).at(0, (0,) * len(shape), shape)
         symbols = [self.symbol(operand, operands) for operand in operands]
         symbols, out = self._typed(op, symbols, dtype)
         shape = np.broadcast_shapes(*(s.shape for s in symbols))
@@ -630,6 +639,22 @@ class Lowering:
 
 
 # ---------------------------------------------------------------- the whole trace
+def _certain(op: str, operands: Sequence[Any]) -> bool | None:
+    """What comparing integers with a Python number beyond their dtype gives for every element; None if there is none.
+
+    Labels of uint8 are compared with an `ignore_index` of −100, for instance.
+    """
+    dtypes = [operand.dtype for operand in operands if isinstance(operand, Symbol)]
+    numbers = [operand for operand in operands if type(operand) is int]
+    if op not in _COMPARE or not dtypes or not numbers or dtypes[0].kind not in "iu":
+        return None
+    limits = np.iinfo(dtypes[0])
+    if limits.min <= numbers[0] <= limits.max:
+        return None
+    x, y = (operand if type(operand) is int else 0 for operand in operands)
+    return _COMPARE[op](x, y)
+
+
 def lower(trace: Any, namespace: Any, **settings: Any) -> Graph:
     """Lower a trace; the settings are those of `Lowering`.
 
