@@ -38,7 +38,7 @@ def looped(name, bits):
             out[k] = function(x[k])
 
     run.__qualname__ = f"{name}{bits}"
-    return numba.njit(error_model="numpy", fastmath={"contract", "nsz", "reassoc", "arcp"})(run)
+    return numba.njit(error_model="numpy", fastmath={"contract", "nsz", "reassoc"})(run)
 
 
 LOOPS = {(name, bits): looped(name, bits) for name in NAMES for bits in BITS}
