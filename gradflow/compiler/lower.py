@@ -151,6 +151,8 @@ class Lowering:
     # ------------------------------------------------------------ element by element
     def elementwise(self, op: str, *operands: Any, dtype: Any = None) -> Symbol:
         """One operation on each element, with broadcasting; the result has `dtype`, by default the common one."""
+        if op in COMPARISONS and (known := self._beyond(op, operands)) is not None:
+            return known
         symbols = [self.symbol(operand, operands) for operand in operands]
         symbols, out = self._typed(op, symbols, dtype)
         shape = np.broadcast_shapes(*(s.shape for s in symbols))
@@ -165,6 +167,19 @@ class Lowering:
             return broadcast(same, shape)
         symbols = [broadcast(s, shape) for s in symbols]
         return self._over_rows_and_columns(op, symbols, shape, out)
+
+    def _beyond(self, op: str, operands: Sequence[Any]) -> Symbol | None:
+        """A comparison of integers with a number that their dtype cannot hold: what it says of every element."""
+        compared = next((s for s in operands if isinstance(s, Symbol) and s.dtype.kind in "iu"), None)
+        number = next((n for n in operands if type(n) is int), None)
+        if compared is None or number is None:
+            return None
+        limits = np.iinfo(compared.dtype)
+        if limits.min <= number <= limits.max:
+            return None
+        side = 1 if number > limits.max else -1
+        answer = _EVALUATE[op](*(0 if operand is compared else side for operand in operands))
+        return self.number(answer, _BOOL).at(0, (0,) * compared.ndim, compared.shape)
 
     def _typed(self, op: str, symbols: list[Symbol], dtype: Any) -> tuple[list[Symbol], np.dtype[Any]]:
         """The operands in one dtype, and the dtype of the result."""
