@@ -163,3 +163,29 @@ def test_what_cannot_be_lowered_says_why() -> None:
     _, found = trace(lambda x: x[mask], x)
     with pytest.raises(UnsupportedError, match="nonzero_index"):
         plan_of(found, x._xp, x.backend.code_generator())
+
+
+def test_a_call_reads_sums_that_all_tasks_have_brought_together(xp: Any) -> None:
+    order = np.array([2, 0, 1])
+
+    def f(x: Any) -> Any:
+        return gf.tanh(x).sum(axis=0)[order]
+
+    rng = np.random.default_rng(0)
+    _, found = trace(f, gf.asarray(rng.normal(size=(50, 3)), backend="numba"))
+    for tasks in (1, 2, 3):
+        program = built(found, xp, tasks)
+        for _ in range(2):
+            x = rng.normal(size=(50, 3))
+            (got,) = program.run([x])
+            np.testing.assert_allclose(got, np.tanh(x).sum(axis=0)[order], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_reciprocal_is_estimated(dtype: Any, xp: Any) -> None:
+    x = np.tile(np.array([0.0, 4.0, np.inf, 1.0], dtype), 16)
+    with np.errstate(divide="ignore"):
+        _, found = trace(lambda x: (1 / gf.sqrt(x), 1 / x), gf.asarray(x, backend="numba"))
+        root, reciprocal = built(found, xp).run([x])
+        np.testing.assert_array_equal(root, 1 / np.sqrt(x))
+        np.testing.assert_array_equal(reciprocal, 1 / x)
