@@ -769,6 +769,15 @@ def test_explain_source_and_clear() -> None:
     assert count(step) == 1
 
 
+def test_a_profile_of_a_step_that_divides_by_zero_warns_of_nothing() -> None:
+    with gf.use_backend("numpy"), np.errstate(divide="ignore"):
+        compiled = gf.compile(lambda x: (1 / (x - x), gf.log(x - x)))
+        for _ in range(2):
+            compiled(np.ones(3, np.float32))
+    with gf.use_backend("numpy"):
+        assert "divide" in str(compiled.profile(0.001))
+
+
 def test_a_switch_runs_everything_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     for value, times in (("0", 3), ("off", 3), ("1", 1), ("", 3)):

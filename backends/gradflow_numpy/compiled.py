@@ -92,7 +92,8 @@ class StraightLine(Executable):
             if self.run(arrays) is None:
                 return []
             share = seconds / len(self._steps)
-            return [self._timed(text, step, share) for text, step in zip(self._lines, self._steps, strict=True)]
+            with np.errstate(all="ignore"):
+                return [self._timed(text, step, share) for text, step in zip(self._lines, self._steps, strict=True)]
         finally:
             for array, before in saved:
                 np.copyto(array, before)
