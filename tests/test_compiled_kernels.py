@@ -166,10 +166,10 @@ def test_what_cannot_be_lowered_says_why() -> None:
 
 
 def test_a_call_reads_sums_that_all_tasks_have_brought_together(xp: Any) -> None:
-    order = np.array([2, 0, 1])
+    row, order = np.zeros(3, np.int64), np.array([2, 0, 1])
 
     def f(x: Any) -> Any:
-        return gf.tanh(x).sum(axis=0)[order]
+        return gf.tanh(x).sum(axis=0, keepdims=True)[row, order]  # two index arrays: NumPy's kernel is called
 
     rng = np.random.default_rng(0)
     _, found = trace(f, gf.asarray(rng.normal(size=(50, 3)), backend="numba"))
