@@ -769,6 +769,15 @@ def test_explain_source_and_clear() -> None:
     assert count(step) == 1
 
 
+def test_a_profile_of_a_step_that_divides_by_zero_warns_of_nothing() -> None:
+    with gf.use_backend("numpy"), np.errstate(divide="ignore"):
+        compiled = gf.compile(lambda x: (1 / (x - x), gf.log(x - x)))
+        for _ in range(2):
+            compiled(np.ones(3, np.float32))
+    with gf.use_backend("numpy"):
+        assert "divide" in str(compiled.profile(0.001))
+
+
 def test_a_switch_runs_everything_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     for value, times in (("0", 3), ("off", 3), ("1", 1), ("", 3)):
@@ -792,6 +801,52 @@ def test_what_cannot_be_compiled_at_all() -> None:
     with pytest.raises(errors.DTypeError, match=r"^@gf\.compile on later, a coroutine function") as caught:
         gf.compile(later)
     assert "fix: compile the function that it calls" in text(caught)
+
+
+# ------------------------------------------------------------------------------------------------------ odd operands
+def as_eager(f: Callable[..., Any], *calls: tuple[np.ndarray, ...], backend: str = "numpy") -> None:
+    """Call a compiled function and the function itself; what comes back must agree."""
+    with gf.use_backend(backend):
+        compiled = gf.compile(f)
+        for arrays in calls:
+            got, expected = compiled(*arrays), f(*map(gf.asarray, arrays))
+            for a, b in zip(got, expected, strict=True):
+                assert (a.shape, a.dtype) == (b.shape, b.dtype)
+                same(a, b)
+
+
+def product_and_gradients(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    return x @ y, *gf.value_and_grad(lambda x, y: ((x @ y) ** 2).sum(), (0, 1))(x, y)[1]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0)])
+def test_empty_arguments(shape: tuple[int, int]) -> None:
+    as_eager(product_and_gradients, *[(np.zeros(shape), np.ones((shape[1], 4)))] * 3)
+
+
+@pytest.mark.parametrize("shapes", [((1, 1, 1), (1, 1, 1)), ((1, 2, 4, 3), (1, 2, 3, 4)), ((1, 2, 1, 4), (1, 2, 4, 1))])
+def test_products_of_stacks_with_axes_of_length_1(shapes: tuple[tuple[int, ...], ...]) -> None:
+    pytest.importorskip("numba")
+
+    def f(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return *product_and_gradients(x, y), x.mT @ x, gf.permute_dims(x, (1, 0, *range(2, x.ndim))) @ x.mT
+
+    as_eager(f, *[tuple(rng.normal(size=s) for s in shapes) for _ in range(3)], backend="numba")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint64, np.int8])
+def test_labels_of_every_integer_dtype(dtype: Any) -> None:
+    def f(x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        return gf.value_and_grad(lambda x: gf.cross_entropy(x, t))(x)
+
+    as_eager(f, *[(rng.normal(size=(6, 3)), rng.integers(0, 3, 6).astype(dtype)) for _ in range(3)])
+
+
+def test_integers_against_numbers_that_their_dtype_cannot_hold() -> None:
+    def f(i: Tensor) -> tuple[Tensor, ...]:
+        return i == -1, i != -1, i > -1, i <= -1, i == 300, i < 300, i >= 300
+
+    as_eager(f, *[(rng.integers(0, 256, 6).astype(np.uint8),) for _ in range(3)])
 
 
 # ------------------------------------------------------------------------------------------------------- drawn programs

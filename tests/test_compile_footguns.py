@@ -782,6 +782,45 @@ def test_wrong_arguments_raise_what_eager_raises() -> None:
     assert count(step) == 1
 
 
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("key", ["rows", "columns", "pairs", "along", "written"])
+def test_an_index_out_of_range_raises_what_eager_raises_and_stores_nothing(backend: str, key: str) -> None:
+    pytest.importorskip(backend)
+    with gf.use_backend(backend):
+        seen = gf.zeros(2)
+        table = gf.Parameter(np.arange(35.0).reshape(7, 5))
+        optimizer = optim.SGD([table], lr=0.1)
+
+        def step(x: Tensor, i: Tensor) -> Tensor:
+            with gf.no_grad():
+                seen[...] = seen + x
+            if key == "written":
+                chosen = gf.zeros((7, 5))
+                chosen[i[:, 0]] = x.sum()
+                chosen = chosen * table
+            elif key == "along":
+                chosen = gf.take_along_axis(table, i, axis=1)
+            else:
+                chosen = table[{"rows": i, "columns": (slice(None), i), "pairs": (i[:, 0], i[:, 1])}[key]]
+            loss = (chosen * chosen).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        compiled, x = gf.compile(step), np.ones(2, np.float32)
+        for i in range(3):
+            compiled(x, np.full((7, 2), i % 2))
+        before = seen.numpy().copy(), table.numpy().copy()
+        for wrong in (9, -9):
+            kind = IndexError if key == "written" else errors.IndexRangeError
+            with pytest.raises(kind, match=f"index {wrong} is out of bounds for axis"):
+                compiled(x, np.full((7, 2), wrong))
+            assert seen.tolist() == before[0].tolist()
+            assert table.tolist() == before[1].tolist()
+        assert count(compiled) == 1
+
+
 # ---------------------------------------------------------------------------------------------- aliases, modes, threads
 def test_arguments_that_share_memory() -> None:
     def f(x: Tensor, y: Tensor) -> Tensor:

@@ -223,3 +223,29 @@ def test_a_profile_writes_into_memory_that_is_there(xp: Any, monkeypatch: pytest
     assert results
     assert alive
     assert all(alive)
+
+
+def test_a_call_reads_sums_that_all_tasks_have_brought_together(xp: Any) -> None:
+    row, order = np.zeros(3, np.int64), np.array([2, 0, 1])
+
+    def f(x: Any) -> Any:
+        return gf.tanh(x).sum(axis=0, keepdims=True)[row, order]  # two index arrays: NumPy's kernel is called
+
+    rng = np.random.default_rng(0)
+    _, found = trace(f, gf.asarray(rng.normal(size=(50, 3)), backend="numba"))
+    for tasks in (1, 2, 3):
+        program = built(found, xp, tasks)
+        for _ in range(2):
+            x = rng.normal(size=(50, 3))
+            (got,) = program.run([x])
+            np.testing.assert_allclose(got, np.tanh(x).sum(axis=0)[order], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_reciprocal_is_estimated(dtype: Any, xp: Any) -> None:
+    x = np.tile(np.array([0.0, 4.0, np.inf, 1.0], dtype), 16)
+    with np.errstate(divide="ignore"):
+        _, found = trace(lambda x: (1 / gf.sqrt(x), 1 / x), gf.asarray(x, backend="numba"))
+        root, reciprocal = built(found, xp).run([x])
+        np.testing.assert_array_equal(root, 1 / np.sqrt(x))
+        np.testing.assert_array_equal(reciprocal, 1 / x)

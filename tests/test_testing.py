@@ -667,7 +667,9 @@ def test_another_exception_on_one_backend_is_found() -> None:
     def f(x: Any) -> Any:
         raise (ValueError if x.backend.name == "numpy" else TypeError)("no")
 
-    with pytest.raises(PropertyError, match=r"raises (ValueError and raises TypeError|TypeError and raises ValueError)"):
+    with pytest.raises(
+        PropertyError, match=r"raises (ValueError and raises TypeError|TypeError and raises ValueError)"
+    ):
         testing.backend_parity(f, X)
     testing.backend_parity(lambda x: gf.matmul(x, gf.ones((2, 2), backend=x.backend)), X)
 

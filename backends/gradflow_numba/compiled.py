@@ -148,6 +148,8 @@ class Native(Executable):
             part.add([self._blas_item(ONE)], [], 0)
         for region in self.plan.regions:
             if region.is_call:
+                if ends := self._combine_items(region):
+                    part.add(ends, [], 0)
                 self._close(part)
                 part = Part()
                 self._steps.append(self._call_step(region.groups[0].nodes[0]))

@@ -166,7 +166,8 @@ class Adaptive:
     """
 
     __slots__ = (
-        "_clock", "_debt", "_learning", "_left", "_next", "_rest", "_serial_time", "_since", "_times", "parallel", "serial",
+        "_clock", "_debt", "_learning", "_left", "_next", "_rest", "_serial_time", "_since", "_times", "parallel",
+        "serial",
     )  # fmt: skip
 
     def __init__(

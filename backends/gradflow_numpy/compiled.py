@@ -64,7 +64,8 @@ class StraightLine(Executable):
         """Run the calls; None where a check has failed."""
         with np.errstate(all="ignore"):
             for i, slot in self._inputs:
-                np.copyto(slot, arrays[i].reshape(-1))
+                if arrays[i].size:  # the slot of an empty argument has one element
+                    np.copyto(slot, arrays[i].reshape(-1))
             for step in self._steps:
                 if step() is False:
                     return None

@@ -462,7 +462,7 @@ class Lowering:
         (rows, inner), columns = x.shape[-2:], y.shape[-1]
         count = math.prod(batch)
         views = [View(s.value, s.offset, 0, 0, (0, 0)) for s in stacks]
-        steps = [(merged(batch, s.strides[:-2]), *s.strides[-2:]) for s in stacks]
+        steps = [(merged(*squeezed(batch, s.strides[:-2])), *s.strides[-2:]) for s in stacks]
         settings = count, rows, inner, columns, *steps
         space = count, rows * columns
         value = self.new("batch_gemm", views, space, space, x.dtype, settings)
@@ -472,7 +472,7 @@ class Lowering:
         """A stack of matrices that BLAS can read, one at a constant distance from the other."""
         (rows, columns), (row, column) = s.shape[-2:], s.strides[-2:]
         readable = column == 1 and row >= columns or row == 1 and column >= rows
-        if not s.is_number and readable and merged_or_none(s.shape[:-2], s.strides[:-2]) is not None:
+        if not s.is_number and readable and merged_or_none(*squeezed(s.shape[:-2], s.strides[:-2])) is not None:
             return s
         return self.strided_copy(s) if s.is_number or not is_dense(s) or not readable else s
 
@@ -553,6 +553,8 @@ class Lowering:
         lengths, strides = squeezed(s.shape, s.strides)
         view = View(s.value, s.offset, 0, 0, (0, 0))
         space = 1, s.size
+        if not lengths:
+            lengths, strides = [1], [1]  # one element: the kernel's inner loop needs an axis
         return self.dense(self.new("strided_copy", [view], space, space, s.dtype, (lengths, strides)), s.shape)
 
     # ------------------------------------------------------------ anything else

@@ -64,12 +64,17 @@ class Generated:
 
     def __call__(self, arrays: Arrays) -> Arrays:
         """Run it."""
-        out = self._run(arrays)
+        try:
+            out = self._run(arrays)
+        except (ValueError, TypeError, IndexError):  # of a kernel outside the generated code
+            self._raise(arrays)
+            raise
         if out is None:
             self._raise(arrays)
+            raise AssertionError("a check of the program failed that no operation fails")
         if self._mark is not None:
             self._mark()
-        return out  # type: ignore[return-value]
+        return out
 
     def _raise(self, arrays: Arrays) -> None:
         """Run equation by equation, writing into copies, for the error of the operation that was given wrong values."""
@@ -77,7 +82,6 @@ class Generated:
         written = {e.operands[i] for e in trace.equations for i in range(e.primitive.writes)}
         values = {v: xp.as_array(a, copy=True) if v in written else a for v, a in trace.bound.items()}
         Interpreted(trace, xp, "").run(arrays, values)
-        raise AssertionError("a check of the program failed that no operation fails")
 
     def describe(self) -> str:
         """Groups, regions and memory: planned once more, as a program keeps no plan."""

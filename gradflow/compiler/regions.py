@@ -98,6 +98,8 @@ def scheduled(graph: Graph, groups: list[Group], tasks: int) -> Schedule:
         for check in may_fail - {writer}:
             if not _reachable(needs, {check}, writer):
                 needs[writer].add(check)
+            else:  # what may fail needs what the writer's loop computes beside: the store waits until the end
+                in_place = {value: store for value, store in in_place.items() if _group_of(value) is not writer}
     regions: list[Region] = []
     done: dict[Group, int] = {}
     todo = list(groups)
@@ -109,6 +111,10 @@ def scheduled(graph: Graph, groups: list[Group], tasks: int) -> Schedule:
         todo = [g for g in todo if g not in taken]
         regions.append(region)
     return Schedule(regions, in_place, [s for s in graph.stores if s.value not in in_place])
+
+
+def _group_of(value: Value) -> Group | None:
+    return value.node.group if value.node is not None else None
 
 
 def _reachable(needs: dict[Group, set[Group]], starts: set[Group], target: Group) -> bool:
