@@ -285,6 +285,27 @@ def test_where_there_is_one_thread_every_call_is_serial(monkeypatch: pytest.Monk
     assert machine.site.chosen == "serial"
 
 
+def test_a_call_that_another_thread_overtakes_is_not_booked() -> None:
+    machine = Machine(serial=400, parallel=220)
+    work = machine.site.serial
+
+    def overtaken() -> None:
+        machine.site.serial = machine.site._next = work
+        machine.site()  # what another thread would do meanwhile: it is measured, and the parallel way is next
+        work()
+
+    machine.site.serial = machine.site._next = overtaken
+    machine.site()
+    assert [len(times) for times in machine.site._times] == [1, 0]
+
+
+def test_two_threads_never_learn_at_once() -> None:
+    machine = Machine(serial=400, parallel=220)
+    with machine.site._learning:
+        assert machine.calls(3) == ["serial"] * 3
+    assert machine.calls(MEASURED) == ["serial", "parallel"] * threads.ROUNDS
+
+
 def test_an_error_passes_and_the_next_call_works() -> None:
     failing = [True]
 

@@ -165,7 +165,10 @@ class Adaptive:
         What the functions raise.
     """
 
-    __slots__ = ("_clock", "_debt", "_left", "_next", "_rest", "_serial_time", "_since", "_times", "parallel", "serial")
+    __slots__ = (
+        "_clock", "_debt", "_learning", "_left", "_next", "_rest", "_serial_time", "_since", "_times", "parallel",
+        "serial",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -178,6 +181,7 @@ class Adaptive:
         self._rest = FIRST_REST
         self._left = 0  # calls that are serial without a look at the clock
         self._since = 0  # when the present run of parallel calls began
+        self._learning = threading.Lock()
         self._measure()
 
     def __call__(self, *args: Any) -> Any:
@@ -189,10 +193,11 @@ class Adaptive:
             return self.serial(*args)
         clock = self._clock
         start = clock()
-        out = self._next(*args)
+        ran = self._next
+        out = ran(*args)
         took = clock() - start
         if took > self._serial_time or self._debt:
-            self._learn(took)
+            self._learn(took, ran)
         return out
 
     @property
@@ -209,7 +214,17 @@ class Adaptive:
         self._serial_time = -1  # every call is looked at
         self._debt = 0
 
-    def _learn(self, took: int) -> None:
+    def _learn(self, took: int, ran: Callable[..., Any]) -> None:
+        """Take a time into account, but for one that another thread has overtaken, or overtakes now."""
+        if not self._learning.acquire(blocking=False):
+            return
+        try:
+            if ran is self._next:
+                self._judge(took)
+        finally:
+            self._learning.release()
+
+    def _judge(self, took: int) -> None:
         if self._serial_time >= 0:
             self._book(took)
             return
