@@ -13,7 +13,7 @@ import numpy as np
 
 from gradflow.compiler.fuse import Group
 from gradflow.compiler.generator import CodeGenerator, Executable, Timed
-from gradflow.compiler.graph import COLUMN_REDUCTIONS, Graph, Node, Value, View
+from gradflow.compiler.graph import Graph, Node, Value, View
 from gradflow.compiler.memory import ALIGNMENT, Place, Plan
 from gradflow.compiler.regions import Region
 from gradflow_numba import blas, threads
@@ -437,4 +437,4 @@ class Generator(CodeGenerator):
         return Native(plan, namespace)
 
 
-__all__ = ["COLUMN_REDUCTIONS", "Generator", "Native"]
+__all__ = ["Generator", "Native"]

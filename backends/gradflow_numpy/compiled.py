@@ -47,7 +47,6 @@ class StraightLine(Executable):
         self._steps: list[Step] = []
         self._lines: list[str] = []
         self._called: dict[Node, list[Array]] = {}
-        self._checks: list[Array] = []
         for region in plan.regions:
             for group in region.all():
                 for node in group.nodes:
