@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradflow.compiler.fuse import Group, stages
-from gradflow.compiler.graph import COLUMN_REDUCTIONS, REDUCTIONS, ROW_REDUCTIONS, Node, Value, View, is_number
+from gradflow.compiler.graph import REDUCTIONS, ROW_REDUCTIONS, Node, View, is_number
 from gradflow.compiler.memory import Place, Plan
 from gradflow_numba.native import BUFFERS
 
 WIDTH = 64
 """Words in a row of the table."""
-_FIRST = 3  # words before a kernel's own: the kernel's address, rows, columns
 
-_SHORT = {"float32": "f4", "float64": "f8"}
 _FUNCTIONS = {"exp", "log", "log1p", "tanh", "sigmoid", "erf"}
 _TEXT = {
     "add": "{0} + {1}", "subtract": "{0} - {1}", "multiply": "{0} * {1}", "divide": "{0} / {1}", "negative": "-{0}",
@@ -373,4 +371,4 @@ def _identity(place: Place) -> Any:
     return place.source if isinstance(place.source, int) else id(place.source)
 
 
-__all__ = ["COLUMN_REDUCTIONS", "WIDTH", "Cell", "Kernel", "Value", "expression", "kernel_of", "literal"]
+__all__ = ["WIDTH", "Cell", "Kernel", "expression", "kernel_of", "literal"]

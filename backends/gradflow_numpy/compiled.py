@@ -46,7 +46,6 @@ class StraightLine(Executable):
         self._steps: list[Step] = []
         self._lines: list[str] = []
         self._written: list[Array] = []
-        self._checks: list[Array] = []
         for region in plan.regions:
             for group in region.all():
                 for node in group.nodes:

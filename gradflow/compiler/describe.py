@@ -14,10 +14,11 @@ def describe(plan: Plan) -> str:
     calls = [node for node in graph.nodes if node.op == "call"]
     stored = len(graph.stores) - len(plan.copied)
     groups = sum(len(r.all()) for r in plan.regions)
+    regions = f"{len(plan.regions)} region{'s' * (len(plan.regions) > 1)}"
     split = f"rows split over {plan.tasks} task{'s' * (plan.tasks > 1)}"
     arena = f"arena of {plan.arena:,} bytes ({plan.unshared:,} if no memory were used twice)"
     lines = [
-        f"{len(graph.nodes)} nodes in {groups} groups and {len(plan.regions)} regions, {split}",
+        f"{len(graph.nodes)} nodes in {groups} groups and {regions}, {split}",
         f"{arena}; {stored} of {len(graph.stores)} stores in place",
     ]
     if calls:
