@@ -249,3 +249,69 @@ def test_no_reciprocal_is_estimated(dtype: Any, xp: Any) -> None:
         root, reciprocal = built(found, xp).run([x])
         np.testing.assert_array_equal(root, 1 / np.sqrt(x))
         np.testing.assert_array_equal(reciprocal, 1 / x)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("how", ["norm", "largest", "value"])
+def test_gradient_clipping_is_a_part_of_the_program(how: str, backend: str) -> None:
+    def clip(parameters: list[gf.Tensor]) -> None:
+        if how == "value":
+            gf.nn.utils.clip_grad_value_(parameters, 0.01)
+        else:
+            gf.nn.utils.clip_grad_norm_(parameters, 0.1, norm_type=2.0 if how == "norm" else np.inf)
+
+    with gf.use_backend(backend):
+        x, t = gf.random.normal((9, 4)), gf.tensor(np.arange(9) % 3)
+        models = []
+        for compiled in (False, True):
+            gf.manual_seed(0)
+            model = gf.nn.MLP([4, 5, 3], gf.nn.Tanh)
+            optimizer = gf.optim.Adam(model.parameters(), lr=0.1)
+
+            def step(model: Any = model, optimizer: Any = optimizer) -> gf.Tensor:
+                loss = gf.cross_entropy(model(x), t)
+                optimizer.zero_grad()
+                loss.backward()
+                clip(list(model.parameters()))
+                optimizer.step()
+                return loss
+
+            run = gf.compile(step) if compiled else step
+            for _ in range(4):
+                run()
+            models.append(model)
+    assert "one by one:" not in run.explain().replace("called one by one:", "")
+    for eager, fast in zip(*(m.parameters() for m in models), strict=True):
+        np.testing.assert_allclose(fast.numpy(), eager.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(fast.grad.numpy(), eager.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_write_into_a_computed_value_that_a_view_shows(backend: str) -> None:
+    def f(x: gf.Tensor) -> gf.Tensor:
+        with gf.no_grad():
+            y = x * 2
+            view = y.mT
+            y[0] = 7.0
+            return view + 1
+
+    fast = gf.compile(f)
+    x = gf.tensor(np.arange(6.0).reshape(2, 3), backend=backend)
+    for _ in range(3):
+        np.testing.assert_array_equal(fast(x).numpy(), f(x).numpy())
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+def test_a_write_into_a_computed_value(backend: str) -> None:
+    def f(x: gf.Tensor) -> gf.Tensor:
+        with gf.no_grad():
+            y = x * 2
+            y[0] = 7.0
+            y += x
+            return y
+
+    fast = gf.compile(f)
+    x = gf.tensor(np.arange(6.0).reshape(2, 3), backend=backend)
+    for _ in range(3):
+        np.testing.assert_array_equal(fast(x).numpy(), f(x).numpy())
+    assert "run one by one:" not in fast.explain()

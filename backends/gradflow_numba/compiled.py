@@ -337,7 +337,7 @@ class Native(Executable):
                 return []
             set_blas_threads(1)
             rows = [row for row in self._rows if row[0].what != "blas threads"]
-            return [self._timed(item, address, seconds / len(rows)) for item, address in rows]
+            return [self._timed(item, address, seconds / max(1, len(rows))) for item, address in rows]
         finally:
             set_blas_threads(before)
             for array, values in saved:

@@ -86,7 +86,7 @@ class StraightLine(Executable):
         try:
             if self.run(arrays) is None:
                 return []
-            share = seconds / len(self._steps)
+            share = seconds / max(1, len(self._steps))
             with np.errstate(all="ignore"):
                 return [self._timed(text, step, share) for text, step in zip(self._lines, self._steps, strict=True)]
         finally:

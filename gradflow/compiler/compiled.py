@@ -147,12 +147,16 @@ class Compiled(Generic[P, R]):
             raise ArgumentError(
                 explain(
                     f"a profile of {self!r}.",
-                    "it shows the items of generated code; the first call, or two, only record.",
+                    f"it shows the items of generated code; {self._no_items()}.",
                     "step(x, t); step(x, t); print(step.profile())",
                 )
             )
         with self._lock:
             return program.profile(number("profile", "seconds", seconds))
+
+    def _no_items(self) -> str:
+        program = None if self._latest is None else self._latest.program
+        return "there is no program yet" if program is None else f"there are {program.describe()}"
 
     def clear(self) -> None:
         """Forget all programs; the next call records again."""

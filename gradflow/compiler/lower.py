@@ -609,6 +609,15 @@ class Lowering:
         assert done.node is not None
         self.graph.updates.append(done.node)
 
+    def rewritten(self, name: str, old: Symbol, operands: Sequence[Symbol], settings: dict[str, Any]) -> Symbol:
+        """What a computed value is after a write into it: another value."""
+        new = self.cast(operands[0], old.dtype) if operands else old
+        if name == "assign":
+            return broadcast(new, old.shape)
+        if name == "assign_index":
+            return self.call("index_update", [old, new, *operands[1:]], {"key": settings["key"]})
+        raise UnsupportedError(f"{name} of a computed value")
+
     def _store(self, target: Symbol, value: Symbol) -> None:
         self.memory.store(target, broadcast(self.cast(value, target.dtype), target.shape))
 
@@ -694,9 +703,16 @@ def _lowered(made: Lowering, trace: Any, namespace: Any) -> Graph:
     def read(variable: int) -> Symbol:
         return made.memory.load(symbols[variable]) if variable in views else symbols[variable]
 
-    for equation, site in zip(trace.equations, sites, strict=True):
+    storage = _Storage(trace)
+    for position, (equation, site) in enumerate(zip(trace.equations, sites, strict=True)):
         made.site = site
-        if equation.output is None:
+        if equation.output is None and storage.is_computed(equation.operands[0]):
+            target, *others = equation.operands
+            storage.refuse_unless_alone(target, position)
+            symbols[target] = made.rewritten(
+                equation.primitive.name, symbols[target], [read(v) for v in others], equation.settings
+            )
+        elif equation.output is None:
             writes = equation.primitive.writes
             operands = [symbols[v] if i < writes else read(v) for i, v in enumerate(equation.operands)]
             made.write(equation.primitive.name, operands, equation.settings)
@@ -721,6 +737,33 @@ def _lowered(made: Lowering, trace: Any, namespace: Any) -> Graph:
 
 
 _VIEWS = {"reshape", "broadcast_to", "permute_dims", "matrix_transpose", "alias", "basic_index"}
+
+
+class _Storage:
+    """Which computed variables of a trace share memory: a write into one would show in the others."""
+
+    def __init__(self, trace: Any) -> None:
+        self.owner: dict[int, int] = {}
+        self.last: dict[int, int] = dict.fromkeys(trace.results, len(trace.equations))
+        for position, equation in enumerate(trace.equations):
+            for variable in equation.operands:
+                self.last[variable] = max(position, self.last.get(variable, 0))
+            if equation.output is not None:
+                first = equation.operands[0] if equation.primitive.name in _VIEWS else equation.output
+                self.owner[equation.output] = self.owner.get(first, first)
+        self.sharing: dict[int, list[int]] = {}
+        for variable, owner in self.owner.items():
+            self.sharing.setdefault(owner, []).append(variable)
+
+    def is_computed(self, variable: int) -> bool:
+        """Whether an equation has made the memory behind a variable."""
+        return self.owner.get(variable) in self.owner
+
+    def refuse_unless_alone(self, variable: int, position: int) -> None:
+        """Raise where a write, at a position, into one variable would show in another that is read later."""
+        others = self.sharing[self.owner[variable]]
+        if any(other != variable and self.last.get(other, 0) > position for other in others):
+            raise UnsupportedError("a write into a computed value of which there is a view")
 
 
 def _view_of_memory(made: Lowering, equation: Any, symbols: dict[int, Symbol], views: set[int]) -> Symbol | None:
