@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -522,6 +523,11 @@ def test_an_instruction_that_does_not_fit_leaves_nothing_behind() -> None:
 
 
 def test_programs_shrink_to_one_step() -> None:
-    program = find(programs(), lambda program: any(step.function == "tanh" for step in program.steps))
-    assert [step.function for step in program.steps] == ["tanh"]
-    assert [x.shape for x in program.inputs] == [(3,)]
+    def has_tanh(program: Program) -> bool:
+        return any(step.function == "tanh" for step in program.steps)
+
+    found = [find(programs(), has_tanh, random=Random(seed)) for seed in range(3)]
+    assert [[step.function for step in program.steps] for program in found] == [["tanh"]] * 3
+    shapes = [[x.shape for x in program.inputs] for program in found]
+    assert all(len(shape) == 1 for shape in shapes)
+    assert [(3,)] in shapes  # the simplest of all; now and then a scalar is where shrinking ends

@@ -253,19 +253,16 @@ class Recording(Trace):
         """Tell the constants that the call made: nobody else holds them, so nobody can write into them."""
         written = {v for equation in self.equations for v in equation.operands[: equation.primitive.writes]}
         kept = {id(t._data) for t, _, _ in self.met}
-        probe = {0: self._xp.as_array(0.0) if self._xp is not None else None}
-        (alone,) = (sys.getrefcount(array) for array in probe.values())
+        (alone,) = _holders({0: self._xp.as_array(0.0) if self._xp is not None else None})
         self.created = {
             variable
-            for (variable, array), holders in zip(
-                self.bound.items(), [sys.getrefcount(array) for array in self.bound.values()], strict=True
-            )
+            for (variable, array), holders in zip(self.bound.items(), _holders(self.bound), strict=True)
             if holders <= alone and variable not in written and id(array) not in kept and array.base is None
         }
 
     def _leave_gradients(self, lasting: set[int]) -> None:
         new: list[tuple[Leaf, Tensor, int]] = []
-        for leaf in self.leaves.keys() - self.argument_leaves:
+        for leaf in [leaf for leaf in self.leaves if leaf not in self.argument_leaves]:
             final = self.left[leaf] = leaf.grad
             if final is None or final is _LASTING.get(leaf):
                 continue
@@ -292,3 +289,8 @@ class Recording(Trace):
         for leaf, gradient in self._gradients_before.items():
             leaf.grad = gradient
         structure.changed()
+
+
+def _holders(arrays: dict[int, Any]) -> list[int]:
+    """How many references there are to each array; the same for all that only the dict holds."""
+    return [sys.getrefcount(array) for array in arrays.values()]
