@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 
 from gradflow.compiler.fuse import Group
-from gradflow.compiler.generator import CodeGenerator, Executable, Timed
+from gradflow.compiler.generator import SMALL_FACTOR, CodeGenerator, Executable, Timed
 from gradflow.compiler.graph import Graph, Node, Store, Value, View
 from gradflow.compiler.memory import ALIGNMENT, Place, Plan
 from gradflow.compiler.regions import Region
@@ -19,6 +19,7 @@ from gradflow_numba import blas, threads
 from gradflow_numba.emit import WIDTH, Cell, kernel_of
 from gradflow_numba.fixed import body, combine_text, fixed
 from gradflow_numba.kernels_on_disk import compiled, source_of
+from gradflow_numba.product import product_text, shape
 from gradflow_numpy.blas import blas_threads, set_blas_threads
 from gradflow_numpy.pool import trim
 
@@ -143,7 +144,8 @@ class Native(Executable):
     # ------------------------------------------------------------ building
     def _build(self) -> None:
         part = Part()
-        uses_blas = any(g.nodes[0].op in ("gemm", "batch_gemm") for r in self.plan.regions for g in r.groups)
+        products = [g.nodes[0] for r in self.plan.regions for g in r.groups if g.nodes[0].op in ("gemm", "batch_gemm")]
+        uses_blas = not all(_is_ours(node) for node in products)
         if uses_blas:
             part.add([self._blas_item(ONE)], [], 0)
         for region in self.plan.regions:
@@ -239,7 +241,11 @@ class Native(Executable):
         row = [rows, columns, inner, Cell(self.plan.place(a)), *_step(a), Cell(self.plan.place(b)), *_step(b)]
         row.append(Cell(self.plan.places[node.out]))
         nbytes = (rows * inner + inner * columns + rows * columns) * node.out.dtype.itemsize
-        return Item("gemm", fixed(f"gemm {node.out.dtype}"), row, "", 2 * rows * columns * inner, nbytes)
+        operations = 2 * rows * columns * inner
+        if _is_ours(node):
+            text = product_text(node.out.dtype)
+            return Item("gemm", compiled(text), row, text, operations, nbytes)
+        return Item("gemm", fixed(f"gemm {node.out.dtype}"), row, "", operations, nbytes)
 
     def _combine_items(self, region: Region) -> list[Item]:
         """The ends of reductions that this region is the first to read."""
@@ -374,11 +380,16 @@ def _strided(flat: Array, strides: Sequence[int], shape: Sequence[int]) -> Array
     return np.lib.stride_tricks.as_strided(flat, shape, [t * item for t in strides])
 
 
+def _is_ours(node: Node) -> bool:
+    """Whether a product is computed by our own tiles, which read the second factor row by row."""
+    return node.op == "gemm" and shape() is not None and _step(node.operands[1])[1] == 0
+
+
 def _batch_gemm_words(plan: Plan, node: Node) -> Row:
     count, rows, inner, columns, *steps = node.settings
     words: Row = [count, rows, columns, inner]
-    for view, (step, row, column), shape in zip(node.operands, steps, ((rows, inner), (inner, columns)), strict=True):
-        words += [Cell(plan.place(view)), step, *_step(view._replace(row=row, column=column, space=shape))]
+    for view, (step, row, column), space in zip(node.operands, steps, ((rows, inner), (inner, columns)), strict=True):
+        words += [Cell(plan.place(view)), step, *_step(view._replace(row=row, column=column, space=space))]
     return [*words, Cell(plan.places[node.out])]
 
 
@@ -429,6 +440,11 @@ class Generator(CodeGenerator):
 
     fuses = True
     opens_updates = True
+
+    @property
+    def turns(self) -> int:  # type: ignore[override]
+        """Our own products read the second factor row by row."""
+        return SMALL_FACTOR if shape() is None else 1 << 62
 
     @property
     def items(self) -> frozenset[str]:  # type: ignore[override]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradflow_numba import blas, elementary, jit, native, random
+from gradflow_numba import blas, elementary, jit, native, product, random
 
 FUNCTIONS = ("erf", "exp", "log", "log1p", "ordered", "sigmoid", "tanh", "unordered")
 
@@ -40,7 +40,7 @@ def _user() -> str:
 def _support() -> str:
     """A digest of the functions that kernels call: Numba's cache does not look at those."""
     digest = hashlib.sha256()
-    for module in (blas, elementary, jit, native, random):
+    for module in (blas, elementary, jit, native, product, random):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -73,7 +73,7 @@ def compiled(text: str) -> Any:
     path = folder() / f"kernel_{hashlib.sha256(source.encode()).hexdigest()[:24]}.py"
     if not path.exists():
         _write(path, source)
-    scope = {**_SCOPE, "__name__": native.__name__}
+    scope = {**_SCOPE, **product.TILES, "__name__": native.__name__}
     exec(compile(source, str(path), "exec"), scope)
     return jit.c_function(scope["kernel"], native.SIGNATURE)
 

@@ -43,7 +43,7 @@ def plan_of(
         items=generator.items,
     )
     if switches.orient:
-        graph = oriented(graph)
+        graph = oriented(graph, generator.turns)
     groups = fused(graph, switches.fuse and generator.fuses)
     tasks = generator.tasks(graph) if tasks is None else tasks
     plan = planned(graph, scheduled(graph, groups, tasks), tasks, switches.reuse)

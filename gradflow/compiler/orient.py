@@ -7,9 +7,9 @@ product with a small transposed second factor, the slowest kind of BLAS, gets th
 
 from __future__ import annotations
 
+from gradflow.compiler.generator import SMALL_FACTOR
 from gradflow.compiler.graph import ELEMENTWISE, ROW_REDUCTIONS, Graph, Node, Value, View, whole, without_dead_code
 
-SMALL_FACTOR = 16384  # elements; 64 × 64: 7.3 µs with the second factor transposed, 4.6 without (one core, OpenBLAS)
 ENOUGH_ROWS = 32
 
 _APART = {"call", "pack", "transpose", "check", *ROW_REDUCTIONS}
@@ -17,12 +17,12 @@ _APART = {"call", "pack", "transpose", "check", *ROW_REDUCTIONS}
 _AS_COLUMN = {"row_sum": "col_sum", "row_max": "col_max", "row_min": "col_min"}
 
 
-def oriented(graph: Graph) -> Graph:
-    """The same program with vectors and matrices laid out as they are read."""
+def oriented(graph: Graph, turns: int = SMALL_FACTOR) -> Graph:
+    """The same program with vectors and matrices laid out as they are read; `turns` is the code generator's."""
     _vectors_as_columns(graph)
     _matrices_as_read(graph)
     _without_copies(graph)
-    return _transposed_factors(graph)
+    return _transposed_factors(graph, turns)
 
 
 # ---------------------------------------------------------------- vectors
@@ -119,14 +119,14 @@ def _without_copies(graph: Graph) -> None:
 
 
 # ---------------------------------------------------------------- factors
-def _transposed_factors(graph: Graph) -> Graph:
+def _transposed_factors(graph: Graph, turns: int) -> Graph:
     made: dict[tuple[object, ...], Value] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
         if node.op == "gemm":
             b = node.operands[1]
             inner, columns = b.space
-            if b.column != 1 and node.space[0] >= ENOUGH_ROWS and inner * columns <= SMALL_FACTOR:
+            if b.column != 1 and node.space[0] >= ENOUGH_ROWS and inner * columns <= turns:
                 value = made.get(b.key)
                 if value is None:
                     value = made[b.key] = Value(b.value.dtype, b.space, "node")
