@@ -48,8 +48,31 @@ CASES: dict[str, list[tuple[Call, Call, tuple[np.ndarray, ...]]]] = {
     },
     **{
         name: [(getattr(gf, name), getattr(torch, name), (a,)) for a in (x, deep, real(), real(0, 3))]
-        for name in ("abs", "exp", "negative", "positive", "sigmoid", "square", "tanh", "relu")
+        for name in ("abs", "exp", "negative", "positive", "sigmoid", "square", "tanh", "relu", "erf")
     },
+    "silu": [(gf.silu, F.silu, (a,)) for a in (x, deep, real())],
+    "gelu": [
+        (lambda a, how=how: gf.gelu(a, approximate=how), lambda a, how=how: F.gelu(a, approximate=how), (a,))
+        for how in ("none", "tanh")
+        for a in (x, deep, real())
+    ],
+    "layer_norm": [
+        (
+            lambda a, w, b: gf.layer_norm(a, w, b, axis=tuple(range(-w.ndim, 0))),
+            lambda a, w, b: F.layer_norm(a, w.shape, w, b),
+            (a, w, real(*w.shape)),
+        )
+        for a, w in ((x, real(4)), (deep, real(4)), (deep, real(3, 4)))
+    ],
+    "dropout": [
+        (lambda a: gf.dropout(a, 0.0), torch.clone, (x,)),
+        (lambda a: gf.dropout(a, 0.5, training=False), torch.clone, (x,)),
+        (lambda a: gf.dropout(a, 1.0), lambda a: a * 0, (x,)),
+    ],
+    "embedding": [
+        (lambda w: gf.embedding(order, w), lambda w: F.embedding(torch.tensor(order), w), (real(4, 3),)),
+        (lambda w: gf.embedding(along, w), lambda w: F.embedding(torch.tensor(along), w), (real(4, 3),)),
+    ],
     **{
         name: [(getattr(gf, name), getattr(torch, name), (a,)) for a in (p, positive())]
         for name in ("log", "log1p", "sqrt")
