@@ -57,6 +57,13 @@ def test_rows_that_compete_for_cache_get_lower_tiles(turned: bool) -> None:
     np.testing.assert_allclose(got, x.astype(np.float64) @ y, rtol=0, atol=1e-3)
 
 
+def test_columns_that_compete_for_cache_are_copied_together() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(150, 300)).astype(np.float32), rng.normal(size=(300, 1024)).astype(np.float32)
+    for tasks in (1, 2):
+        np.testing.assert_allclose(compiled_product(x, y, tasks, False), x.astype(np.float64) @ y, rtol=0, atol=1e-3)
+
+
 def test_what_is_not_a_number_passes_through() -> None:
     x, y = np.ones((20, 8), np.float32), np.ones((8, 20), np.float32)
     x[3, 2], y[5, 7], y[6, 19] = np.nan, np.inf, -np.inf
