@@ -16,6 +16,7 @@ from gradflow_numpy.pool import trim
 
 pytest.importorskip("numba")
 available = pytest.importorskip("gradflow_numba.threads").available
+shape = pytest.importorskip("gradflow_numba.product").shape
 
 
 def step_of(sizes: list[int], loss_fn: Callable[..., gf.Tensor], backend: str) -> Callable[..., gf.Tensor]:
@@ -72,6 +73,7 @@ DEEP = [64, *[64] * 20, 10]
 TWO_REGIONS = (
     "with several tasks all activations and all of their gradients lie in the arena at once: 1.5 times as much"
 )
+TURNED = "our own products read the second factor row by row: a large weight is transposed, 1.15 times as much"
 COPIES = "straight-line programs copy their arguments, and turned gradients: 1.3 to 1.6 times as much"
 
 
@@ -79,7 +81,9 @@ COPIES = "straight-line programs copy their arguments, and turned gradients: 1.3
     ("sizes", "backend"),
     [
         ([784, 120, 120, 10], "numba"),
-        ([100, 512, 512, 10], "numba"),
+        pytest.param(
+            [100, 512, 512, 10], "numba", marks=pytest.mark.xfail(shape() is not None, reason=TURNED, strict=True)
+        ),
         pytest.param(DEEP, "numba", marks=pytest.mark.xfail(available() > 1, reason=TWO_REGIONS, strict=True)),
         pytest.param([784, 120, 120, 10], "numpy", marks=pytest.mark.xfail(reason=COPIES, strict=True)),
         pytest.param(DEEP, "numpy", marks=pytest.mark.xfail(reason=COPIES, strict=True)),
