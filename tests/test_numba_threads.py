@@ -211,6 +211,15 @@ def test_parallel_calls_that_win_nothing_are_given_up() -> None:
     assert set(machine.calls(threads.FIRST_REST)) == {"serial"}
 
 
+def test_long_calls_are_given_up_for_a_time_and_not_for_a_number() -> None:
+    machine = Machine(serial=10_000, parallel=9_900)  # 10 ms
+    machine.calls(MEASURED)
+    rest = threads.FIRST_TIME // 10_000_000
+    assert rest < threads.FIRST_REST
+    assert set(machine.calls(rest)) == {"serial"}
+    assert "parallel" in machine.calls(2)
+
+
 def test_short_work_never_starts_a_thread() -> None:
     machine = Machine(serial=5, parallel=1)
     assert set(machine.calls(5000)) == {"serial"}

@@ -147,6 +147,8 @@ ROUNDS = (
 )
 GAIN = 0.9  # parallel is chosen where it takes at most this share of the serial time
 PATIENCE = 3  # serial calls' worth of time that parallel calls may lose in all before they are given up
+LEAST_REST = 4  # serial calls at least, however long they take
+FIRST_TIME, LONGEST_TIME = 50_000_000, 2_000_000_000  # ns: a long call does not wait for 100 of its kind
 FIRST_REST, LONGEST_REST = 100, 12_800  # serial calls before parallel ones are tried again; doubled at every failure
 
 
@@ -256,7 +258,9 @@ class Adaptive:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Be serial for a while, then measure again."""
-        self._left = self._rest
+        """Be serial for a while, then measure again: so many calls, but no longer than a time that grows with them."""
+        serial = self._serial_time if self._serial_time > 0 else min(self._times[0], default=0)
+        most = min(FIRST_TIME * self._rest // FIRST_REST, LONGEST_TIME) // max(serial, 1)
+        self._left = min(self._rest, max(most, LEAST_REST))
         self._rest = min(2 * self._rest, LONGEST_REST)
         self._measure()
